@@ -1,0 +1,186 @@
+"""Small helpers on onnx_ir graphs that every pass needs, and that respect scopes and interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = [
+    "Names",
+    "Scope",
+    "add_initializer",
+    "all_nodes",
+    "array_of",
+    "captured_values",
+    "constant_of",
+    "describe",
+    "is_default_domain",
+    "replace_value",
+    "scopes",
+]
+
+
+class Scope(NamedTuple):
+    """One graph of a model with the standard opset that holds in it."""
+
+    graph: ir.Graph
+    opset: int
+
+
+def scopes(model: ir.Model) -> Iterator[Scope]:
+    """Every graph of the model: the main one, the functions' bodies, and all subgraphs of these."""
+    opset = model.opset_imports.get("", 1)
+    yield Scope(model.graph, opset)
+    yield from (Scope(graph, opset) for graph in model.graph.subgraphs())
+    for function in model.functions.values():
+        own = function.opset_imports.get("", opset)
+        yield Scope(function.graph, own)
+        yield from (Scope(graph, own) for graph in function.subgraphs())
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the model, those of subgraphs and functions included."""
+    for scope in scopes(model):
+        yield from scope.graph
+
+
+def is_default_domain(node: ir.Node) -> bool:
+    """Whether the node's operator belongs to the standard ONNX domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a value that no caller can override: an initializer that is not a graph input,
+    or the output of a Constant node that holds a tensor or numbers. None for anything else.
+    """
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if value.is_graph_input() else value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or not is_default_domain(node):
+        return None
+    return _constant_node_tensor(node)
+
+
+_CONSTANT_DTYPES = {
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+}
+
+
+def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    if len(node.attributes) != 1:
+        return None
+    attribute = next(iter(node.attributes.values()))
+    if attribute.is_ref():
+        return None
+    if attribute.name == "value":
+        return attribute.as_tensor()
+    if attribute.name in _CONSTANT_DTYPES:
+        return ir.tensor(np.asarray(attribute.value, _CONSTANT_DTYPES[attribute.name]))
+    return None  # strings and sparse tensors are nothing that arithmetic is done with
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The numpy array of :func:`constant_of`, read-only by agreement; None where there is none."""
+    tensor = constant_of(value)
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return None
+    return tensor.numpy()
+
+
+class Names:
+    """Fresh value names. ONNX forbids shadowing, so a name must be new in every scope of the model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str] = set()
+        for graph, _ in scopes(model):
+            self._taken.update(v.name for v in graph.inputs if v.name)
+            self._taken.update(graph.initializers)
+            self._taken.update(o.name for node in graph for o in node.outputs if o.name)
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, or ``wanted_1``, ``wanted_2`` … where it is taken."""
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
+
+
+def add_initializer(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """Register ``data`` as an initializer of ``graph``; ``name`` must be fresh (see :class:`Names`)."""
+    tensor = ir.tensor(np.ascontiguousarray(data), name=name) if isinstance(data, np.ndarray) else data
+    shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> bool:
+    """Make every use of ``old`` a use of ``new``; a graph output keeps its name and type.
+
+    Returns False, with nothing changed, where that cannot be done without renaming the interface: ``old``
+    is a graph output while ``new`` is a graph input, an initializer, another graph output, or lives in
+    another scope.
+    """
+    if old is new:
+        return False
+    if old.is_graph_output():
+        producer = new.producer()
+        if producer is None or new.is_graph_output() or new.is_graph_input():
+            return False
+        if producer.graph is not old.graph:
+            return False
+        name, type_, shape = old.name, old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = None
+        new.name, new.type, new.shape = name, type_, shape
+        return True
+    old.replace_all_uses_with(new)
+    return True
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """Values of outer scopes that the node's subgraphs use, each once, in order of first use."""
+    found: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs: tuple[ir.Graph, ...] = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = tuple(attribute.as_graphs())
+        else:
+            continue
+        for graph in graphs:
+            _collect_captures(graph, set(), found)
+    return list(found)
+
+
+def _collect_captures(graph: ir.Graph, defined: set[ir.Value], found: dict[ir.Value, None]) -> None:
+    defined = defined | set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        defined.update(node.outputs)
+    for node in graph:
+        for value in (*node.inputs, *captured_values(node)):
+            if value is not None and value not in defined:
+                found[value] = None
+    for output in graph.outputs:
+        if output not in defined:
+            found[output] = None
+
+
+def describe(node: ir.Node) -> str:
+    """A node as messages name it: ``Conv 'block1/conv'``, by its first output where it has no name."""
+    if node.name:
+        return f"{node.op_type} '{node.name}'"
+    output = next((o.name for o in node.outputs if o.name), "?")
+    return f"{node.op_type} (output '{output}')"

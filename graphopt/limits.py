@@ -1,0 +1,40 @@
+"""Every limit of graphopt in one place. Sizes are bytes unless the name says otherwise.
+
+A limit guards against input that was made to exhaust memory or time; none of them changes a result
+silently: what runs into one is refused with the limit's name.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+#: A protobuf message cannot be larger; above, weights go to an external data file.
+PROTOBUF_MAX: Final = 2 * GIB - 1
+#: Models whose serialized size passes this are saved with external data.
+EXTERNAL_DATA_ABOVE: Final = 1800 * MIB
+#: Tensors smaller than this stay inside the model file when external data is written.
+EXTERNAL_DATA_MIN_TENSOR: Final = 1 * KIB
+
+#: Largest result of folding one node, unless it replaces initializers at least as large.
+FOLD_RESULT: Final = 1 * MIB
+#: Total that folding may hold in memory in one run.
+FOLD_TOTAL: Final = 64 * MIB
+
+#: Nodes that a model may have after all its function calls are expanded.
+EXPANDED_NODES: Final = 2_000_000
+#: Depth of subgraphs inside subgraphs, and of functions calling functions.
+NESTING_DEPTH: Final = 64
+
+#: Weights that one evaluation session may hold; a larger model is evaluated segment by segment.
+SEGMENT_WEIGHTS: Final = 192 * MIB
+#: Elements of one drawn sample input.
+SAMPLE_ELEMENTS: Final = 64 * 1024 * 1024
+
+#: A recipe file, its nesting, and its YAML aliases.
+RECIPE_BYTES: Final = 1 * MIB
+RECIPE_DEPTH: Final = 32
+RECIPE_ALIASES: Final = 100
