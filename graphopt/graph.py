@@ -14,12 +14,14 @@ __all__ = [
     "add_initializer",
     "all_nodes",
     "array_of",
+    "can_replace",
     "captured_values",
     "constant_of",
     "describe",
     "is_default_domain",
     "replace_value",
     "scopes",
+    "subgraphs_of",
 ]
 
 
@@ -117,51 +119,60 @@ class Names:
 
 def add_initializer(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Register ``data`` as an initializer of ``graph``; ``name`` must be fresh (see :class:`Names`)."""
-    tensor = ir.tensor(np.ascontiguousarray(data), name=name) if isinstance(data, np.ndarray) else data
+    tensor = ir.tensor(np.asarray(data, order="C"), name=name) if isinstance(data, np.ndarray) else data
     shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
+def can_replace(old: ir.Value, new: ir.Value) -> bool:
+    """Whether every use of ``old`` can become a use of ``new`` without renaming the interface.
+
+    It cannot where ``old`` is a graph output while ``new`` is a graph input, an initializer, another graph
+    output, or lives in another scope; and ``new`` must be another value than ``old``.
+    """
+    if old is new or not old.is_graph_output():
+        return old is not new
+    producer = new.producer()
+    if producer is None or new.is_graph_output() or new.is_graph_input():
+        return False
+    return producer.graph is old.graph
+
+
 def replace_value(old: ir.Value, new: ir.Value) -> bool:
     """Make every use of ``old`` a use of ``new``; a graph output keeps its name and type.
 
-    Returns False, with nothing changed, where that cannot be done without renaming the interface: ``old``
-    is a graph output while ``new`` is a graph input, an initializer, another graph output, or lives in
-    another scope.
+    Returns False, with nothing changed, where :func:`can_replace` says no.
     """
-    if old is new:
+    if not can_replace(old, new):
         return False
-    if old.is_graph_output():
-        producer = new.producer()
-        if producer is None or new.is_graph_output() or new.is_graph_input():
-            return False
-        if producer.graph is not old.graph:
-            return False
-        name, type_, shape = old.name, old.type, old.shape
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name = None
-        new.name, new.type, new.shape = name, type_, shape
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
         return True
-    old.replace_all_uses_with(new)
+    name, type_, shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.type, new.shape = name, type_, shape
     return True
+
+
+def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that the node's attributes hold (branches, loop bodies), not those nested inside them."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def captured_values(node: ir.Node) -> list[ir.Value]:
     """Values of outer scopes that the node's subgraphs use, each once, in order of first use."""
     found: dict[ir.Value, None] = {}
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs: tuple[ir.Graph, ...] = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = tuple(attribute.as_graphs())
-        else:
-            continue
-        for graph in graphs:
-            _collect_captures(graph, set(), found)
+    for graph in subgraphs_of(node):
+        _collect_captures(graph, set(), found)
     return list(found)
 
 

@@ -26,10 +26,17 @@ T = TypeVar("T")
 Path = tuple[str | int, ...]
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, min: float | None = None, max: float | None = None) -> Any:
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    min: float | None = None,
+    max: float | None = None,
+    default_factory: Any = dataclasses.MISSING,
+) -> Any:
     """A dataclass field that is an option: its default, one line of help, and bounds for numbers."""
     metadata = {"help": help, "min": min, "max": max}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,11 @@ import onnx_ir as ir
 
 from graphopt.errors import InputError
 from graphopt.options import nearest
+from graphopt.rewrite import Refusal
 
 __all__ = ["Pass", "PassResult", "Refusal", "is_exact", "pass_classes", "pass_name", "register", "resolve"]
 
 P = TypeVar("P", bound=type["Pass"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """Why a rule or pass left something alone: the rule, the node or tensor, the reason."""
-
-    rule: str
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.rule} at {self.where}: {self.reason}"
 
 
 @dataclasses.dataclass

@@ -1,0 +1,47 @@
+"""graphopt: run a recipe of graph passes over a trained network, and prove what each did to the numbers.
+
+>>> import graphopt
+>>> smaller = graphopt.optimize("model.onnx")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.api import Inspection, RunResult, convert, inspect, load, optimize, run, save, verify
+    from graphopt.errors import GraphoptError
+    from graphopt.registry import Pass, PassResult, register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GraphoptError",
+    "Inspection",
+    "Pass",
+    "PassResult",
+    "RunResult",
+    "__version__",
+    "convert",
+    "inspect",
+    "load",
+    "optimize",
+    "register",
+    "run",
+    "save",
+    "verify",
+]
+
+_HOMES = {"GraphoptError": "errors", "Pass": "registry", "PassResult": "registry", "register": "registry"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: ``import graphopt`` alone costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'graphopt' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"graphopt.{_HOMES.get(name, 'api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,217 @@
+"""Runs a recipe over a model: every pass timed, verified, gated and reported.
+
+A pass is accepted when the model it leaves keeps its interface, passes the ONNX checker, runs, computes
+the same function (an exact pass) or keeps its gate (any pass). Otherwise the model goes back to what it
+was, and the run goes on or stops as the recipe says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphopt import data, io, limits, registry
+from graphopt.analyses import costs
+from graphopt.errors import DefectError, GateError, GraphoptError, InputError, UserError, VerificationError
+from graphopt.recipe import Gate, Recipe, Step
+from graphopt.report import RunReport, Status, StepReport
+from graphopt.verification import Verdict, Verifier, finite_change, lowest
+
+__all__ = ["Pipeline", "Progress"]
+
+#: Called before each pass with its number from 0, how many there are, and its name.
+Progress = Callable[[int, int, str], None]
+
+
+def _silent(number: int, total: int, name: str) -> None:
+    """The default: no progress is shown."""
+
+
+@dataclass
+class _Rejection(Exception):  # noqa: N818 - control flow inside this module, never seen outside
+    """Why the model that a pass left is not accepted."""
+
+    reason: str
+    error: type[GraphoptError]
+
+
+@dataclass
+class Pipeline:
+    """One run. ``model`` is the accepted model at any time; the caller's model is never touched."""
+
+    recipe: Recipe
+    model: ir.Model
+    source: str = "<model>"
+    progress: Progress = _silent
+    report: RunReport = field(init=False)
+    _axes: dict[str, int] = field(init=False)
+    _verifier: Verifier = field(init=False)
+    _interface: io.Interface = field(init=False)
+
+    def run(self) -> RunReport:
+        """Run all passes.
+
+        Raises:
+            VerificationError, GateError: a pass was rejected and the recipe says ``on_failure: stop``; the
+                error's ``report`` attribute holds what happened until then.
+        """
+        self._start()
+        for number, step in enumerate(self.recipe.passes):
+            self.progress(number, len(self.recipe.passes), step.name)
+            self._run_step(step)
+        self._finish()
+        return self.report
+
+    def plan(self) -> RunReport:
+        """Everything that :meth:`run` does before its first pass; the passes are listed as planned."""
+        self._start()
+        costs_now = self.report.before
+        self.report.passes = [
+            StepReport(step.name, "planned", costs_now, costs_now, summary=repr(step.pass_))
+            for step in self.recipe.passes
+        ]
+        return self.report
+
+    def _start(self) -> None:
+        self.model = self.model.clone()
+        self._interface = io.interface(self.model)
+        self._check_pinned()
+        self._axes = self._pinned_axes()
+        before = costs.measure(self.model, self._axes)
+        self.report = RunReport(self.source, before, before)
+        self._verifier = Verifier.start(self.recipe, self.model)
+        self.report.notes += self._verifier.notes
+        self.report.metric_before = self.report.metric_after = data.metric(self.recipe, self.model)
+
+    def _check_pinned(self) -> None:
+        names = {v.name: v for v in self.model.graph.inputs}
+        for name, shape in self.recipe.model.inputs.items():
+            if name not in names:
+                known = ", ".join(str(n) for n in names)
+                raise InputError(f"model.inputs names '{name}', but the model's inputs are: {known}")
+            declared = names[name].shape
+            if declared is not None and len(declared) != len(shape):
+                raise InputError(f"model.inputs gives '{name}' {len(shape)} axes; the model's input has {len(declared)}")
+
+    def _pinned_axes(self) -> dict[str, int]:
+        axes: dict[str, int] = {}
+        for value in self.model.graph.inputs:
+            pinned = self.recipe.model.inputs.get(str(value.name))
+            for dim, size in zip(value.shape or (), pinned or (), strict=False):
+                if isinstance(dim, ir.SymbolicDim) and dim.value and isinstance(size, int):
+                    axes[dim.value] = size
+        return axes
+
+    def _run_step(self, step: Step) -> None:
+        before = self.report.after
+        entry = StepReport(step.name, "unchanged", before, before, metric_before=self.report.metric_after)
+        self.report.passes.append(entry)
+        previous = self.model.clone()
+        started = time.perf_counter()
+        try:
+            modified = self._apply(step, entry)
+            entry.seconds = time.perf_counter() - started
+            if not modified:
+                entry.summary = entry.summary or "nothing to do"
+                return
+            self._judge(step, entry)
+        except _Rejection as rejection:
+            entry.seconds = entry.seconds or time.perf_counter() - started
+            self.model = previous
+            self._reject(step, entry, rejection)
+            return
+        entry.status = "applied"
+        self._verifier.accept()
+        self.report.after = entry.after
+        self.report.metric_after = entry.metric_after
+
+    def _apply(self, step: Step, entry: StepReport) -> bool:
+        try:
+            result = step.pass_(self.model)
+        except UserError as error:
+            raise _Rejection(str(error), VerificationError) from error
+        except Exception as error:  # noqa: BLE001 - whatever a pass raises, the model goes back
+            reason = f"raised {type(error).__name__}: {_one_line(error)} (a defect; please report it)"
+            raise _Rejection(reason, DefectError) from error
+        self.model = result.model
+        if isinstance(result, registry.PassResult):
+            entry.summary, entry.refusals = result.summary, result.refusals
+        return bool(result.modified)
+
+    def _judge(self, step: Step, entry: StepReport) -> None:
+        """Raise a _Rejection unless the model that the pass left may be accepted; fill in the entry."""
+        difference = self._interface.difference(io.interface(self.model))
+        if difference:
+            raise _Rejection(f"changed the interface: {difference}", VerificationError)
+        try:
+            io.check(self.model)
+            entry.verdict = self._verifier.judge(self.model)
+        except UserError as error:
+            raise _Rejection(f"left a model that cannot be used: {error}", VerificationError) from error
+        exact = registry.is_exact(type(step.pass_))
+        reason = entry.verdict.reason if exact else finite_change(entry.verdict)
+        if reason:
+            raise _Rejection(f"changed the numbers: {reason}", VerificationError)
+        after = costs.measure(self.model, self._axes)
+        entry.metric_after = data.metric(self.recipe, self.model)
+        missed = _missed_gate(step.gate, entry, after) if step.gate else None
+        if missed:
+            raise _Rejection(f"gate {missed}", GateError)
+        entry.after = after
+        entry.summary = entry.summary or f"{after.nodes - entry.before.nodes:+d} nodes"
+
+    def _reject(self, step: Step, entry: StepReport, rejection: _Rejection) -> None:
+        stop = self.recipe.verify.on_failure == "stop"
+        status: Status = "failed" if stop else "undone"
+        entry.status, entry.reason = status, rejection.reason
+        if stop:
+            where = f"{step.location}: " if step.location and step.location.file != "<recipe>" else ""
+            error = rejection.error(f"{where}pass '{step.name}' {rejection.reason}")
+            error.report = self.report  # type: ignore[attr-defined]
+            raise error from rejection
+
+    def _finish(self) -> None:
+        self.report.overall = self._verifier.overall()
+        if self.report.after.bytes > limits.SEGMENT_WEIGHTS:
+            return  # onnxruntime's optimizer would copy all weights
+        optimized = self._verifier.judge_optimized(self.model)
+        if not optimized.agrees:
+            self.report.notes.append(f"onnxruntime's own optimizer changes this model's numbers: {optimized.reason}")
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _missed_gate(gate: Gate, entry: StepReport, after: costs.Costs) -> str | None:
+    """The first gate that is not met, with the measured figure; None if all are."""
+    assert entry.verdict is not None
+    if gate.must_shrink and after.bytes >= entry.before.bytes:
+        return f"must_shrink: bytes went from {entry.before.bytes} to {after.bytes}"
+    if gate.max_metric_drop is not None:
+        assert entry.metric_before is not None and entry.metric_after is not None
+        drop = entry.metric_before - entry.metric_after
+        if drop > gate.max_metric_drop:
+            return f"max_metric_drop: {gate.max_metric_drop:g}, measured {drop:.4f}"
+    return _missed_minimum(gate, entry.verdict)
+
+
+def _missed_minimum(gate: Gate, verdict: Verdict) -> str | None:
+    outputs = verdict.comparison.outputs
+    measured = {
+        "min_sqnr_db": lowest([o.sqnr_db for o in outputs]),
+        "min_cosine": lowest([o.cosine for o in outputs]),
+        "min_top1_agreement": lowest([o.top1_agreement for o in outputs]),
+    }
+    for name, value in measured.items():
+        wanted = getattr(gate, name)
+        if wanted is None:
+            continue
+        if value is None:
+            raise InputError(f"gate '{name}' cannot be evaluated: no output of this model has one")
+        if value < wanted:
+            return f"{name}: {wanted:g}, measured {value:.4g}"
+    return None

@@ -1,0 +1,179 @@
+"""What happened in a run: as data, as JSON, as a table.
+
+The JSON document is a contract: ``input``, ``passes`` and ``outputs`` as documented in
+``docs/report.md``; keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from graphopt.analyses.costs import Costs
+from graphopt.rewrite import Refusal
+from graphopt.verification import Verdict, lowest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["RunReport", "Status", "StepReport", "Written", "count", "human_bytes"]
+
+Status = Literal["applied", "unchanged", "undone", "failed", "planned"]
+
+
+@dataclass
+class StepReport:
+    """One pass of a run. ``before`` and ``after`` are the model's costs around it; equal if it was undone."""
+
+    name: str
+    status: Status
+    before: Costs
+    after: Costs
+    reason: str = ""
+    summary: str = ""
+    seconds: float = 0.0
+    verdict: Verdict | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    refusals: Sequence[Refusal] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The pass's entry in the report."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "reason": self.reason,
+            "summary": self.summary,
+            "seconds": round(self.seconds, 4),
+            "nodes_before": self.before.nodes,
+            "nodes_after": self.after.nodes,
+            "bytes_before": self.before.bytes,
+            "bytes_after": self.after.bytes,
+            "macs_before": self.before.macs,
+            "macs_after": self.after.macs,
+            "metric_before": self.metric_before,
+            "metric_after": self.metric_after,
+            "verify": self.verdict.to_json() if self.verdict else None,
+            "refusals": [str(r) for r in self.refusals],
+        }
+
+
+@dataclass(frozen=True)
+class Written:
+    """One artefact that a run wrote."""
+
+    format: str
+    path: str
+    bytes: int
+
+
+@dataclass
+class RunReport:
+    """A whole run."""
+
+    source: str
+    before: Costs
+    after: Costs
+    passes: list[StepReport] = field(default_factory=list)
+    outputs: list[Written] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    overall: Verdict | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        return {
+            "input": {"path": self.source, **asdict(self.before), "metric": self.metric_before},
+            "passes": [step.to_json() for step in self.passes],
+            "outputs": [vars(written) for written in self.outputs],
+            "result": {**asdict(self.after), "metric": self.metric_after},
+            "verify": self.overall.to_json() if self.overall else None,
+            "notes": self.notes,
+        }
+
+    def table(self) -> RenderableType:
+        """The passes as a table: what each did, to which size, in which time, how near, and the verdict."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=None, header_style="bold", expand=False)
+        table.add_column("pass", no_wrap=True)
+        table.add_column("what it did", ratio=1)
+        for name in ("nodes", "MACs", "bytes", "time", "agreement"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        for step in self.passes:
+            table.add_row(
+                step.name,
+                Text(step.reason or step.summary),
+                _change(step.before.nodes, step.after.nodes, str),
+                _change(step.before.macs, step.after.macs, count),
+                _change(step.before.bytes, step.after.bytes, human_bytes),
+                f"{step.seconds:.2f} s",
+                agreement(step.verdict),
+                Text(step.status, style=_STYLES[step.status]),
+            )
+        return table
+
+    def closing_lines(self) -> list[str]:
+        """The lines below the table: the whole change, the metric, what was written, notes."""
+        lines = []
+        if self.before.bytes:
+            lines.append(
+                f"nodes {self.before.nodes} -> {self.after.nodes}, "
+                f"MACs {count(self.before.macs)} -> {count(self.after.macs)}, "
+                f"bytes {human_bytes(self.before.bytes)} -> {human_bytes(self.after.bytes)} "
+                f"({self.after.bytes / self.before.bytes:.2f}x)"
+            )
+        if self.overall:
+            lines.append(f"against the input: {agreement(self.overall)} over {self.overall.samples} samples")
+        if self.metric_before is not None and self.metric_after is not None:
+            lines.append(f"metric {self.metric_before:.4f} -> {self.metric_after:.4f}")
+        lines += [f"wrote {w.path} ({w.format}, {human_bytes(w.bytes)})" for w in self.outputs]
+        return lines + [f"note: {note}" for note in self.notes]
+
+
+_STYLES: dict[Status, str] = {
+    "applied": "green",
+    "unchanged": "dim",
+    "undone": "yellow",
+    "failed": "bold red",
+    "planned": "cyan",
+}
+
+
+def agreement(verdict: Verdict | None) -> str:
+    """How near two models are, in one cell: ``equal``, ``max rel 3e-07``, or ``SQNR 41.2 dB``."""
+    if verdict is None:
+        return "-"
+    outputs = verdict.comparison.outputs
+    if all(o.max_abs == 0 for o in outputs):
+        return "equal"
+    if verdict.agrees:
+        return f"max rel {max(o.max_rel for o in outputs if o.max_rel is not None):.1g}"
+    sqnr = lowest([o.sqnr_db for o in outputs])
+    return "differs" if sqnr is None else f"SQNR {sqnr:.1f} dB"
+
+
+def _change(before: int, after: int, show: Any) -> str:
+    return show(after) if before == after else f"{show(before)} -> {show(after)}"
+
+
+def human_bytes(number: int) -> str:
+    """Bytes for people, in decimal units: ``193.5 kB``."""
+    return _scaled(number, ("B", "kB", "MB", "GB", "TB"), " ")
+
+
+def count(number: int) -> str:
+    """A large count for people: ``4.09 G``."""
+    return _scaled(number, ("", "k", "M", "G", "T", "P"), " ").strip()
+
+
+def _scaled(number: float, units: Sequence[str], gap: str) -> str:
+    for unit in units[:-1]:
+        if abs(number) < 1000:
+            return f"{number:.3g}{gap}{unit}" if unit != units[0] else f"{number:.0f}{gap}{unit}"
+        number /= 1000
+    return f"{number:.3g}{gap}{units[-1]}"

@@ -1,0 +1,44 @@
+"""What the clean-up passes know of single operators of the default domain."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from graphopt.graph import array_of, is_default_domain
+
+__all__ = ["WITH_BY_PRODUCTS", "is_copying_dropout", "is_random"]
+
+#: Operators whose trailing outputs are by-products: leaving one out changes none of the others. Not
+#: BatchNormalization, whose number of outputs chose the mode before opset 14, nor Split, whose number of
+#: outputs is the number of pieces.
+WITH_BY_PRODUCTS: Final = frozenset(
+    {"Dropout", "GRU", "LSTM", "LayerNormalization", "MaxPool", "RNN", "Unique"}
+)
+
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+def is_random(node: ir.Node, opset: int) -> bool:
+    """Whether two runs of the node on the same inputs may differ."""
+    if node.op_type == "Dropout" and is_default_domain(node):
+        return not is_copying_dropout(node, opset)
+    return node.op_type in _RANDOM and is_default_domain(node)
+
+
+def is_copying_dropout(node: ir.Node, opset: int) -> bool:
+    """Whether a Dropout's first output is a copy of its input, as always in inference.
+
+    Before opset 7 an attribute says so, since opset 12 an optional input; in between the operator has no
+    training mode.
+    """
+    if opset < 7:
+        attribute = node.attributes.get("is_test")
+        return attribute is not None and not attribute.is_ref() and attribute.as_int() != 0
+    if opset < 12 or len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    training = array_of(node.inputs[2])
+    return training is not None and not training.any()

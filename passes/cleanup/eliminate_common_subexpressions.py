@@ -1,0 +1,156 @@
+"""Compute once what several nodes compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Hashable
+from typing import Final
+
+import onnx_ir as ir
+
+from graphopt.graph import can_replace, is_default_domain, replace_value, subgraphs_of
+from graphopt.limits import MIB
+from graphopt.passes.cleanup._content import content
+from graphopt.passes.cleanup._operators import WITH_BY_PRODUCTS, is_random
+from graphopt.registry import Pass, PassResult, register
+
+__all__ = ["EliminateCommonSubexpressions"]
+
+#: Swapping the two inputs of these changes no bit of the result (not Max and Min: signs of zero).
+_COMMUTATIVE: Final = frozenset(
+    {"Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Mul", "Or", "Sum", "Xor"}
+)
+#: Before, Add and its like broadcast the second input to the first only.
+_BROADCAST_BOTH_WAYS_OPSET: Final = 7
+#: Tensor attributes above this size are not read; weights belong into initializers.
+_TENSOR_BYTES: Final = 16 * MIB
+
+_PLAIN: Final = frozenset(
+    {ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING, ir.AttributeType.STRINGS}
+)
+
+#: Nodes by what they compute, of one graph or of the graphs around it (innermost first).
+_Table = dict[Hashable, ir.Node]
+
+
+@register
+@dataclasses.dataclass(eq=False)
+class EliminateCommonSubexpressions(Pass):
+    """Replace nodes by an earlier node that computes the same.
+
+    Two nodes compute the same if operator, inputs and attributes are equal: inputs as values, numbers bit
+    for bit, tensors by content. Two inputs may be swapped where that changes no bit (Add, Mul,
+    And, Equal ...). A node in a subgraph is also replaced by one of the graphs around it.
+
+    It does not fire on random operators and Dropout that may be training, nodes with subgraphs, operators
+    of other domains and model-local functions, when the later node has outputs that the earlier lacks, nor
+    between sibling subgraphs. Where two equal nodes both make graph outputs, both stay, and only
+    what reads the later one is moved to the earlier.
+    """
+
+    name = "eliminate-common-subexpressions"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Merge equal nodes in the main graph, subgraphs and functions, in one walk in node order."""
+        merge = _Merge(frozenset(model.functions))
+        opset = model.opset_imports.get("", 1)
+        merge.visit(model.graph, opset, ())
+        for function in model.functions.values():
+            merge.visit(function.graph, function.opset_imports.get("", opset), ())
+        summary = f"merged {merge.removed} node{'s' if merge.removed != 1 else ''}"
+        return PassResult(model, merge.modified, summary)
+
+
+class _Merge:
+    """One run over a model: what was done, and the functions that shadow operators."""
+
+    def __init__(self, functions: frozenset[ir.OperatorIdentifier]) -> None:
+        self.functions = functions
+        self.removed = 0
+        self.modified = False
+
+    def visit(self, graph: ir.Graph, opset: int, outer: tuple[_Table, ...]) -> None:
+        """Merge the nodes of a graph with earlier ones, those of ``outer`` graphs included."""
+        tables: tuple[_Table, ...] = ({}, *outer)
+        merged = []
+        for node in graph:
+            key = None if node.op_identifier() in self.functions else _key(node, opset)
+            if key is not None:
+                keeper = next((table[key] for table in tables if key in table), None)
+                if keeper is None:
+                    tables[0][key] = node
+                elif self._merge(node, keeper):
+                    merged.append(node)
+            for subgraph in subgraphs_of(node):
+                self.visit(subgraph, opset, tables)
+        graph.remove(merged, safe=True)
+        self.removed += len(merged)
+        self.modified |= bool(merged)
+
+    def _merge(self, node: ir.Node, keeper: ir.Node) -> bool:
+        """Make all uses of ``node`` uses of ``keeper``; whether the node can go."""
+        if any(_is_used(value) for value in node.outputs[len(keeper.outputs) :]):
+            return False
+        pairs = [(old, new) for old, new in zip(node.outputs, keeper.outputs, strict=False) if _is_used(old)]
+        if not all(new.name for _, new in pairs):  # an optional output that the earlier node leaves out
+            return False
+        if not all(can_replace(old, new) for old, new in pairs):
+            self._redirect(pairs)
+            return False
+        for old, new in pairs:
+            _inherit_type(new, old)
+            replace_value(old, new)
+        return True
+
+    def _redirect(self, pairs: list[tuple[ir.Value, ir.Value]]) -> None:
+        """Move what reads a node's outputs to an equal node; the node stays for the graph outputs."""
+        for old, new in pairs:
+            for user, index in old.uses():
+                user.replace_input_with(index, new)
+                self.modified = True
+
+
+def _is_used(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _inherit_type(new: ir.Value, old: ir.Value) -> None:
+    if new.type is None:
+        new.type = old.type
+    if new.shape is None:
+        new.shape = old.shape
+
+
+def _key(node: ir.Node, opset: int) -> Hashable | None:
+    """What the node computes; None where it must be left alone."""
+    if not is_default_domain(node) or is_random(node, opset):
+        return None
+    attributes = []
+    for attribute in node.attributes.values():
+        key = _attribute_key(attribute)
+        if key is None:
+            return None
+        attributes.append((attribute.name, attribute.type, key))
+    inputs: Hashable = tuple(node.inputs)
+    if node.op_type in _COMMUTATIVE and len(node.inputs) == 2 and opset >= _BROADCAST_BOTH_WAYS_OPSET:
+        inputs = frozenset(node.inputs)
+    outputs = None if node.op_type in WITH_BY_PRODUCTS else len(node.outputs)
+    return node.op_identifier(), inputs, frozenset(attributes), outputs
+
+
+def _attribute_key(attribute: ir.Attr) -> Hashable | None:
+    """A value that equal attributes share, numbers bit for bit; None for what is not compared."""
+    if attribute.is_ref():
+        return "reference", attribute.ref_attr_name
+    if attribute.type in _PLAIN:
+        return "plain", attribute.value
+    if attribute.type == ir.AttributeType.FLOAT:
+        return struct.pack("<d", attribute.value)
+    if attribute.type == ir.AttributeType.FLOATS:
+        return struct.pack(f"<{len(attribute.value)}d", *attribute.value)
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        if tensor.nbytes <= _TENSOR_BYTES:
+            return tensor.dtype, tuple(tensor.shape), content(tensor)
+    return None

@@ -1,0 +1,318 @@
+"""The pipeline: a pass is accepted only when the model it leaves is right; otherwise nothing of it stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt import api, io
+from graphopt.errors import DefectError, GateError, InputError, UnsupportedError, VerificationError
+from graphopt.pipeline import Pipeline
+from graphopt.recipe import Data, Evaluation, Gate, ModelSection, Recipe, Step, Verify
+from graphopt.registry import Pass, PassResult
+
+MODEL = """<ir_version: 8, opset_import: ["" : 17]>
+classify (float[batch, 4] x) => (float[batch, 3] y)
+<float[4, 3] w = {1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0}, float[3] b = {0, 0, 0}>
+{ h = MatMul(x, w)
+  y = Add(h, b) }
+"""
+
+
+@pytest.fixture
+def model(parse):
+    return parse(MODEL)
+
+
+def scale_weights(factor: float, model: ir.Model) -> PassResult:
+    weight = model.graph.initializers["w"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(factor), name="w")
+    return PassResult(model, True, f"scaled by {factor:g}")
+
+
+@dataclasses.dataclass(eq=False)
+class Scale(Pass):
+    """Multiply the weights: wrong as an exact pass."""
+
+    name: ClassVar[str] = "scale"
+    factor: float = 1.0
+
+    def call(self, model):
+        return scale_weights(self.factor, model)
+
+
+@dataclasses.dataclass(eq=False)
+class Approximate(Scale):
+    """The same, honest about it."""
+
+    name: ClassVar[str] = "approximate"
+    exact: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(eq=False)
+class Act(Pass):
+    """Do what a test says."""
+
+    name: ClassVar[str] = "act"
+    action: object = None
+
+    def call(self, model):
+        return self.action(model) or PassResult(model, True)
+
+
+def go(model, *passes, gate=None, **sections) -> Pipeline:
+    recipe = Recipe(tuple(Step(p.name, p, gate) for p in passes), **sections)
+    pipeline = Pipeline(recipe, model)
+    pipeline.run()
+    return pipeline
+
+
+def entries(pipeline):
+    return [(s.name, s.status) for s in pipeline.report.passes]
+
+
+def weights(model):
+    return model.graph.initializers["w"].const_value.numpy()
+
+
+def test_an_exact_pass_within_rounding_is_applied(model):
+    pipeline = go(model, Scale(1 + 1e-6))
+    assert entries(pipeline) == [("scale", "applied")]
+    assert weights(pipeline.model)[0, 0] > 1
+    verdict = pipeline.report.passes[0].verdict
+    assert verdict.agrees
+    assert 0 < verdict.comparison.outputs[0].max_rel < 1e-5
+
+
+def test_an_exact_pass_that_changes_the_numbers_is_undone_and_the_run_goes_on(model):
+    pipeline = go(model, Scale(1.01), Scale(1 + 1e-6))
+    assert entries(pipeline) == [("scale", "undone"), ("scale", "applied")]
+    assert "changed the numbers: output 'y' differs by" in pipeline.report.passes[0].reason
+    assert weights(pipeline.model)[0, 0] == np.float32(1 + 1e-6)
+
+
+def test_the_callers_model_is_never_touched(model):
+    go(model, Approximate(2.0))
+    assert weights(model)[0, 0] == 1
+
+
+def test_stop_ends_the_run_and_keeps_the_report(model):
+    with pytest.raises(VerificationError, match="pass 'scale' changed the numbers") as caught:
+        go(model, Scale(1 + 1e-6), Scale(1.01), Scale(1.0), verify=Verify(on_failure="stop"))
+    assert [s.status for s in caught.value.report.passes] == ["applied", "failed"]
+
+
+def test_an_approximate_pass_is_measured_not_judged(model):
+    pipeline = go(model, Approximate(1.01))
+    step = pipeline.report.passes[0]
+    assert step.status == "applied"
+    assert step.verdict.comparison.outputs[0].sqnr_db == pytest.approx(40, abs=0.01)
+    assert step.verdict.comparison.outputs[0].top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gate", "status"),
+    [
+        (Gate(min_sqnr_db=39), "applied"),
+        (Gate(min_sqnr_db=41), "undone"),
+        (Gate(min_cosine=0.999), "applied"),
+        (Gate(min_top1_agreement=1.0), "applied"),
+        (Gate(must_shrink=True), "undone"),
+    ],
+)
+def test_gates(model, gate, status):
+    pipeline = go(model, Approximate(1.01), gate=gate)
+    assert entries(pipeline) == [("approximate", status)]
+    if status == "undone":
+        assert weights(pipeline.model)[0, 0] == 1
+        assert "gate m" in pipeline.report.passes[0].reason
+
+
+def test_a_missed_gate_stops_the_run_if_the_recipe_says_so(model):
+    with pytest.raises(GateError, match="gate min_sqnr_db: 41, measured 40") as caught:
+        go(model, Approximate(1.01), gate=Gate(min_sqnr_db=41), verify=Verify(on_failure="stop"))
+    assert caught.value.exit_code == 1
+
+
+def test_approximate_passes_may_not_leave_the_finite_numbers(model):
+    pipeline = go(model, Approximate(float("nan")))
+    assert entries(pipeline) == [("approximate", "undone")]
+
+
+def test_a_pass_that_raises_is_undone(model):
+    def damage(model):
+        scale_weights(3, model)
+        raise KeyError("lost")
+
+    pipeline = go(model, Act(damage))
+    assert entries(pipeline) == [("act", "undone")]
+    assert "raised KeyError: 'lost' (a defect; please report it)" in pipeline.report.passes[0].reason
+    assert weights(pipeline.model)[0, 0] == 1
+    with pytest.raises(DefectError):
+        go(model, Act(damage), verify=Verify(on_failure="stop"))
+
+
+def test_a_refusal_of_the_user_is_no_defect(model):
+    def refuse(model):
+        raise UnsupportedError("needs opset 99")
+
+    assert go(model, Act(refuse)).report.passes[0].reason == "needs opset 99"
+
+
+def rename_output(model):
+    model.graph.outputs[0].name = "z"
+
+
+def fix_batch(model):
+    model.graph.inputs[0].shape = ir.Shape([1, 4])
+
+
+def drop_add(model):
+    del model.graph.initializers["b"]
+
+
+def add_unknown(model):
+    y = model.graph.outputs[0]
+    node = ir.node("NoSuchOperator", [model.graph.inputs[0]], num_outputs=1)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y2", y.type, y.shape
+    model.graph.append(node)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        (rename_output, "changed the interface"),
+        (fix_batch, "changed the interface"),
+        (drop_add, "left a model that cannot be used"),
+        (add_unknown, "left a model that cannot be used"),
+    ],
+)
+def test_a_broken_model_is_taken_back(model, action, reason, run):
+    pipeline = go(model, Act(action))
+    assert entries(pipeline) == [("act", "undone")]
+    assert reason in pipeline.report.passes[0].reason
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(run(pipeline.model, {"x": x})[0], np.ones((2, 3), np.float32))
+
+
+def test_a_pass_that_did_nothing_is_unchanged(model):
+    pipeline = go(model, Act(lambda model: PassResult(model, False)))
+    assert entries(pipeline) == [("act", "unchanged")]
+    assert pipeline.report.passes[0].verdict is None
+
+
+def test_metric_gate(model, tmp_path):
+    x = np.eye(4, dtype=np.float32)[:3]
+    np.savez(tmp_path / "test.npz", x=x, y=np.arange(3))
+
+    def swap(model):
+        weight = model.graph.initializers["w"]
+        weight.const_value = ir.tensor(weight.const_value.numpy()[:, ::-1].copy(), name="w")
+
+    class Swap(Act):
+        name: ClassVar[str] = "swap"
+        exact: ClassVar[bool] = False
+
+    sections = {"data": Data(evaluation=Evaluation("test.npz", "y")), "folder": tmp_path}
+    kept = go(model, Swap(swap), gate=Gate(max_metric_drop=0.7), **sections)
+    assert entries(kept) == [("swap", "applied")]
+    assert (kept.report.metric_before, kept.report.metric_after) == (1.0, pytest.approx(1 / 3))
+    undone = go(model, Swap(swap), gate=Gate(max_metric_drop=0.5), **sections)
+    assert entries(undone) == [("swap", "undone")]
+    assert undone.report.metric_after == 1.0
+
+
+def test_calibration_samples_are_what_is_compared(model, tmp_path):
+    """Weights of the last input do not matter on samples where it is zero."""
+    np.savez(tmp_path / "calib.npz", x=np.float32([[1, 0, 0, 0]] * 3))
+
+    def change_second_row(model):
+        weight = model.graph.initializers["w"]
+        array = weight.const_value.numpy().copy()
+        array[1] = 7
+        weight.const_value = ir.tensor(array, name="w")
+
+    assert entries(go(model, Act(change_second_row))) == [("act", "undone")]
+    with_data = go(model, Act(change_second_row), data=Data(calibration="calib.npz"), folder=tmp_path)
+    assert entries(with_data) == [("act", "applied")]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.zeros((2, 4), np.float32)}, "has no array for input 'x'; it has: z"),
+        ({"x": np.zeros((2, 4))}, "array 'x' is float64, the model's input is FLOAT"),
+        ({"x": np.zeros(4, np.float32)}, "array 'x' has 1 axes, the model's input has 2"),
+    ],
+)
+def test_wrong_calibration_data(model, tmp_path, arrays, message):
+    np.savez(tmp_path / "calib.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        go(model, data=Data(calibration="calib.npz"), folder=tmp_path)
+
+
+def test_pickled_data_is_refused(model, tmp_path):
+    np.savez(tmp_path / "calib.npz", x=np.array([{"code": 1}], dtype=object))
+    with pytest.raises(InputError, match="not plain numpy data"):
+        go(model, data=Data(calibration="calib.npz"), folder=tmp_path)
+
+
+def test_pinned_axes_count_in_the_costs(model):
+    pipeline = go(model, model=ModelSection({"x": (5, 4)}))
+    assert pipeline.report.before.macs == 5 * 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [({"q": (1, 4)}, "names 'q', but the model's inputs are: x"), ({"x": (1,)}, "gives 'x' 1 axes; the model's input has 2")],
+)
+def test_wrong_pinned_inputs(model, inputs, message):
+    with pytest.raises(InputError, match=message):
+        go(model, model=ModelSection(inputs))
+
+
+def test_random_outputs_are_left_out_and_named(parse):
+    noisy = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        noisy (float[n, 2] x) => (float[n, 2] y, float[n, 2] z)
+        { r = RandomNormalLike(x)
+          z = Add(x, r)
+          y = Relu(x) }"""
+    )
+    pipeline = go(noisy, Act(lambda model: PassResult(model, True)))
+    assert entries(pipeline) == [("act", "applied")]
+    assert [o.name for o in pipeline.report.passes[0].verdict.comparison.outputs] == ["y"]
+    assert any("output 'z' is random" in note for note in pipeline.report.notes)
+
+
+def test_a_model_proto_in_gives_a_model_proto_back(model):
+    proto = ir.to_proto(model)
+    before = proto.SerializeToString()
+    recipe = Recipe((Step("scale", Scale(1.0)),))
+    assert isinstance(graphopt.run(recipe, proto).model, type(proto))
+    assert isinstance(graphopt.run(recipe, model).model, ir.Model)
+    assert proto.SerializeToString() == before
+
+
+def test_outputs_and_report_are_written(model, tmp_path, run):
+    target = tmp_path / "out.onnx"
+    result = api.run(
+        {"version": 1, "passes": ["eliminate-dead-code"], "report": {"json": str(tmp_path / "report.json")}},
+        model,
+        outputs=[target],
+    )
+    assert result.report.outputs[0].bytes == target.stat().st_size
+    assert (tmp_path / "report.json").stat().st_size > 0
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(run(io.load(target), {"x": x})[0], run(model, {"x": x})[0])
+
+
+def test_an_unknown_output_format_is_refused_before_anything_runs(model, tmp_path):
+    with pytest.raises(graphopt.GraphoptError, match=r"no emitter writes '.xyz' files; known: .onnx"):
+        api.run({"version": 1, "passes": []}, model, outputs=[tmp_path / "model.xyz"])
+    assert list(tmp_path.iterdir()) == []
