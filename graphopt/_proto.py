@@ -1,13 +1,13 @@
 """Guards on a model as it came from a file, before anything recurses over it or allocates for it.
 
-They know protobuf messages only; :mod:`graphopt.io` calls them in the order in which they are safe.
+They know protobuf messages only; none of them reads weights or follows a path.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from graphopt.errors import InputError, UnsupportedError
 from graphopt.limits import EXPANDED_NODES, NESTING_DEPTH
 
-__all__ = ["Place", "guard", "quoted", "tensor_nbytes", "tensors_of"]
+__all__ = ["Place", "guard", "nbytes_of", "one_line", "quoted", "root_cause", "tensors_of"]
 
 FunctionId = tuple[str, str, str]
 #: NumPy 1 stops here, and no operator means anything at such ranks.
@@ -31,6 +31,19 @@ def quoted(name: str | bytes) -> str:
     """A name from a file as messages show it: in quotes, on one line, not endless."""
     text = name if isinstance(name, str) else name.decode("utf-8", "replace")
     return repr(text if len(text) <= 100 else text[:97] + "...")
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error of a library on one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def root_cause(error: BaseException) -> str:
+    """What onnx_ir's chain of errors began with, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
 
 
 class Place(NamedTuple):
@@ -58,17 +71,11 @@ class _Body:
 
 
 def _survey(root: onnx.GraphProto | onnx.FunctionProto) -> _Body:
-    """Walk a body without recursion.
-
-    Raises:
-        InputError: Subgraphs are nested too deeply.
-    """
+    """Walk a body without recursion."""
     body = _Body()
     todo: list[tuple[onnx.GraphProto | onnx.FunctionProto, int]] = [(root, 0)]
     while todo:
         graph, depth = todo.pop()
-        if depth > NESTING_DEPTH:
-            raise InputError(f"subgraphs are nested deeper than {NESTING_DEPTH} (limit NESTING_DEPTH)")
         body.depth = max(body.depth, depth)
         body.nodes += len(graph.node)
         if isinstance(graph, onnx.GraphProto):
@@ -79,7 +86,16 @@ def _survey(root: onnx.GraphProto | onnx.FunctionProto) -> _Body:
             for attribute in node.attribute:
                 todo.extend((inner, depth + 1) for inner in _graphs(attribute))
                 body.tensors.extend(Place(t, node, attribute.name) for t in _tensors(attribute))
+    if isinstance(root, onnx.FunctionProto):
+        body.tensors.extend(_defaults(root))
     return body
+
+
+def _defaults(function: onnx.FunctionProto) -> Iterator[Place]:
+    """Tensors that are default values of the function's attributes."""
+    for attribute in function.attribute_proto:
+        for tensor in _tensors(attribute):
+            yield Place(tensor, onnx.NodeProto(op_type="function", name=function.name), attribute.name)
 
 
 def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
@@ -96,18 +112,15 @@ def _tensors(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
 
 def tensors_of(proto: onnx.ModelProto) -> list[Place]:
     """Every tensor of the model: initializers and attributes, of subgraphs and functions too."""
-    bodies = [_survey(proto.graph), *map(_survey, proto.functions)]
-    defaults = (
-        Place(tensor, onnx.NodeProto(op_type=function.name), attribute.name)
-        for function in proto.functions
-        for attribute in function.attribute_proto
-        for tensor in _tensors(attribute)
-    )
-    return [place for body in bodies for place in body.tensors] + list(defaults)
+    return [place for root in (proto.graph, *proto.functions) for place in _survey(root).tensors]
 
 
-def guard(proto: onnx.ModelProto) -> None:
+def guard(proto: onnx.ModelProto) -> list[Place]:
     """Refuse what would make later steps recurse, expand or allocate without bound, or drop content.
+
+    Returns:
+        Every tensor of the model. The data of those that are not external has the length that its type
+        and shape ask for.
 
     Raises:
         InputError: Text is no UTF-8; nesting, function calls or a tensor's size are out of bounds; names
@@ -115,44 +128,43 @@ def guard(proto: onnx.ModelProto) -> None:
         UnsupportedError: Sparse tensors or map types, which onnx_ir cannot represent.
     """
     _guard_text(proto)
-    _guard_expansion(proto)
-    _guard_unique([("opset import of domain", _opsets(proto))])
+    _guard_opsets("the model", proto.opset_import)
     for function in proto.functions:
-        _guard_unique([("opset import of domain", _opsets(function))])
-    for place in tensors_of(proto):
+        _guard_opsets(f"function {quoted(function.name)}", function.opset_import)
+    main = _survey(proto.graph)
+    functions = {(f.domain, f.name, f.overload): _survey(f) for f in proto.functions}
+    if len(functions) < len(proto.functions):
+        raise InputError("two functions of the model have the same domain, name and overload")
+    _Expansion(functions).measure(main)
+    places = [place for body in (main, *functions.values()) for place in body.tensors]
+    for place in places:
         _guard_tensor(place)
+    return places
 
 
-def _opsets(proto: onnx.ModelProto | onnx.FunctionProto) -> list[str]:
-    return ["" if entry.domain == "ai.onnx" else entry.domain for entry in proto.opset_import]
-
-
-def _guard_unique(groups: Sequence[tuple[str, list[str]]]) -> None:
-    for what, names in groups:
-        name, count = next(iter(Counter(names).most_common(1)), ("", 0))
-        if count > 1:
-            raise InputError(f"{what} {quoted(name)} appears {count} times; it must be unique")
+def _guard_opsets(what: str, entries: Iterable[onnx.OperatorSetIdProto]) -> None:
+    versions: dict[str, int] = {}
+    for entry in entries:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise InputError(
+                f"{what} imports domain {quoted(domain)} at versions {versions[domain]} and {entry.version}"
+            )
 
 
 def _guard_text(proto: onnx.ModelProto) -> None:
-    """Protobuf hands out invalid UTF-8 as bytes, which everything later takes for text.
+    """Protobuf hands out invalid UTF-8 as bytes, which everything later would take for text.
 
-    The same walk over all messages finds what onnx_ir would drop or refuse with a traceback.
+    The walk over all messages also finds what onnx_ir would drop or refuse without saying where.
     """
     todo: list[Message] = [proto]
     while todo:
         message = todo.pop()
-        if isinstance(message, onnx.TensorProto):
+        if isinstance(message, onnx.TensorProto):  # not by its fields: that would copy the weights
             todo.extend((*message.external_data, *message.metadata_props))
             _guard_strings("name", [message.name, message.doc_string])
             continue
-        if isinstance(message, onnx.SparseTensorProto):
-            raise UnsupportedError("the model holds sparse tensors, which are not supported; make them dense")
-        if isinstance(message, onnx.TypeProto.Map):
-            raise UnsupportedError(
-                "the model has an input or output of map type, which is not supported; "
-                "export it without ZipMap (skl2onnx: zipmap=False)"
-            )
+        _guard_supported(message)
         for descriptor, value in message.ListFields():
             if descriptor.type == descriptor.TYPE_MESSAGE:
                 todo.extend(value if descriptor.is_repeated else (value,))
@@ -160,60 +172,64 @@ def _guard_text(proto: onnx.ModelProto) -> None:
                 _guard_strings(descriptor.name, value if descriptor.is_repeated else (value,))
 
 
-def _guard_strings(what: str, strings: Sequence[str | bytes]) -> None:
+def _guard_supported(message: Message) -> None:
+    if isinstance(message, onnx.SparseTensorProto):
+        raise UnsupportedError("the model holds sparse tensors, which are not supported; make them dense")
+    if isinstance(message, onnx.TypeProto.Map):
+        raise UnsupportedError(
+            "the model has values of map type, which are not supported; "
+            "export it without ZipMap (skl2onnx: options={'zipmap': False})"
+        )
+
+
+def _guard_strings(what: str, strings: Iterable[str | bytes]) -> None:
     for text in strings:
         if isinstance(text, bytes):
-            raise InputError(f"{what} {quoted(text)} is not UTF-8 text: the model is damaged")
-
-
-def _guard_expansion(proto: onnx.ModelProto) -> None:
-    """Bound the model with all function calls expanded, by dynamic programming over the call graph."""
-    bodies = {(f.domain, f.name, f.overload): _survey(f) for f in proto.functions}
-    if len(bodies) < len(proto.functions):
-        raise InputError("two functions of the model have the same domain, name and overload")
-    _Expansion(bodies).measure(_survey(proto.graph))
+            raise InputError(f"{what} {quoted(text)} is not UTF-8 text: the file is damaged")
 
 
 class _Expansion:
-    """Sizes of functions after expansion, each computed once."""
+    """Size of the model with every function call expanded, by dynamic programming over the call graph."""
 
-    def __init__(self, bodies: dict[FunctionId, _Body]) -> None:
-        self._bodies = bodies
+    def __init__(self, functions: dict[FunctionId, _Body]) -> None:
+        self._functions = functions
         self._known: dict[FunctionId, tuple[int, int]] = {}
         self._open: list[FunctionId] = []
 
     def measure(self, body: _Body) -> tuple[int, int]:
-        """(nodes, depth) of a body with every call in it expanded."""
+        """(nodes, nesting depth) of a body with every call in it expanded."""
         nodes, depth = body.nodes, body.depth
-        for (callee, site_depth), count in body.calls.items():
-            if callee in self._bodies:
+        for (callee, call_depth), count in body.calls.items():
+            if callee in self._functions:
                 inner_nodes, inner_depth = self._function(callee)
                 nodes += count * inner_nodes
-                depth = max(depth, site_depth + 1 + inner_depth)
+                depth = max(depth, call_depth + 1 + inner_depth)
         if nodes > EXPANDED_NODES:
             raise InputError(
                 f"the model has more than {EXPANDED_NODES} nodes when its function calls are expanded "
                 "(limit EXPANDED_NODES)"
             )
         if depth > NESTING_DEPTH:
-            raise InputError(
-                f"subgraphs and function calls are nested deeper than {NESTING_DEPTH} (limit NESTING_DEPTH)"
-            )
+            raise InputError(_TOO_DEEP)
         return nodes, depth
 
     def _function(self, callee: FunctionId) -> tuple[int, int]:
         if callee not in self._known:
             if callee in self._open:
-                raise InputError(f"function {quoted(callee[1])} calls itself; recursion is not allowed in ONNX")
+                raise InputError(f"function {quoted(callee[1])} calls itself: ONNX functions cannot recurse")
             if len(self._open) >= NESTING_DEPTH:
-                raise InputError(f"function calls are nested deeper than {NESTING_DEPTH} (limit NESTING_DEPTH)")
+                raise InputError(_TOO_DEEP)
             self._open.append(callee)
-            self._known[callee] = self.measure(self._bodies[callee])
+            self._known[callee] = self.measure(self._functions[callee])
             self._open.pop()
         return self._known[callee]
 
 
-_TYPED_FIELDS = {
+_TOO_DEEP = f"subgraphs and function calls are nested deeper than {NESTING_DEPTH} (limit NESTING_DEPTH)"
+
+_DATA_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+#: The typed field of an element type, where it is not int32_data, and its values per element.
+_TYPED_FIELD = {
     ir.DataType.FLOAT: ("float_data", 1),
     ir.DataType.COMPLEX64: ("float_data", 2),
     ir.DataType.DOUBLE: ("double_data", 1),
@@ -223,54 +239,46 @@ _TYPED_FIELDS = {
     ir.DataType.UINT64: ("uint64_data", 1),
     ir.DataType.STRING: ("string_data", 1),
 }
-_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
-def tensor_nbytes(tensor: onnx.TensorProto) -> int:
+def nbytes_of(tensor: onnx.TensorProto) -> int:
     """Bytes that the tensor's type and shape ask for; sub-byte types are packed."""
-    return math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth / 8)
+    elements: int = math.prod(tensor.dims)
+    return (elements * ir.DataType(tensor.data_type).bitwidth + 7) // 8
 
 
 def _guard_tensor(place: Place) -> None:
     tensor = place.tensor
     shape = list(tensor.dims)
-    try:
-        dtype = ir.DataType(tensor.data_type)
-    except ValueError:
-        raise InputError(f"{place} has the unknown element type {tensor.data_type}") from None
-    if dtype == ir.DataType.UNDEFINED:
-        raise InputError(f"{place} has no element type")
-    if len(shape) > _MAX_RANK or any(axis < 0 for axis in shape):
-        raise InputError(f"{place} has the impossible shape {quoted(str(shape))}")
-    if math.prod(max(axis, 1) for axis in shape) > _MAX_ELEMENTS:
-        raise InputError(f"{place} has the impossible shape {quoted(str(shape))}")
+    if tensor.data_type not in _ELEMENT_TYPES:
+        raise InputError(f"{place} has the unknown element type {tensor.data_type}: the file is damaged")
+    negative = any(axis < 0 for axis in shape)
+    if negative or len(shape) > _MAX_RANK or math.prod(max(axis, 1) for axis in shape) > _MAX_ELEMENTS:
+        raise InputError(f"{place} has the impossible shape {str(shape)[:100]}: the file is damaged")
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        _guard_data(place, dtype, shape)
+        _guard_data(place)
 
 
-def _guard_data(place: Place, dtype: ir.DataType, shape: list[int]) -> None:
-    """The tensor's data field is the one of its type, and as long as its shape says."""
-    tensor = place.tensor
-    filled = [name for name in _DATA_FIELDS if _filled(tensor, name)]
-    name, per_element = _TYPED_FIELDS.get(dtype, ("int32_data", 1))
-    if any(other not in ("raw_data", name) for other in filled) or len(filled) > 1:
-        raise InputError(f"{place} of type {dtype.name} holds {' and '.join(filled)}: the model is damaged")
-    if filled == ["raw_data"] and dtype != ir.DataType.STRING:
-        held, needed, unit = len(tensor.raw_data), tensor_nbytes(tensor), "bytes"
+_ELEMENT_TYPES = {dtype.value for dtype in ir.DataType} - {ir.DataType.UNDEFINED.value}
+
+
+def _guard_data(place: Place) -> None:
+    """The tensor's data is in the field of its type, and as long as its shape says."""
+    tensor, dtype = place.tensor, ir.DataType(place.tensor.data_type)
+    typed, per_element = _TYPED_FIELD.get(dtype, ("int32_data", 1))
+    filled = [name for name in _DATA_FIELDS if len(getattr(tensor, name))]
+    raw = tensor.HasField("raw_data")
+    if (raw and (filled or dtype == ir.DataType.STRING)) or any(name != typed for name in filled):
+        fields = " and ".join(["raw_data"] * raw + filled)
+        raise InputError(f"{place} of type {dtype.name} holds {fields}: the file is damaged")
+    if raw:
+        held, needed, unit = len(tensor.raw_data), nbytes_of(tensor), "bytes"
     else:
-        held, unit = len(getattr(tensor, name)), "values"
-        packed = dtype in _PACKED_IN_INT32
-        needed = tensor_nbytes(tensor) if packed else math.prod(shape) * per_element
-    if held != needed or (dtype == ir.DataType.STRING and filled == ["raw_data"]):
+        packed = dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4)
+        held, unit = len(getattr(tensor, typed)), "values"
+        needed = nbytes_of(tensor) if packed else math.prod(tensor.dims) * per_element
+    if held != needed:
+        shape = list(tensor.dims)
         raise InputError(
             f"{place} holds {held} {unit}, its shape {shape} needs {needed}: the file is truncated or damaged"
         )
-
-
-_PACKED_IN_INT32 = {
-    dtype for dtype in ir.DataType if dtype.name.endswith(("INT4", "INT2")) or dtype.name == "FLOAT4E2M1"
-}
-
-
-def _filled(tensor: onnx.TensorProto, name: str) -> bool:
-    return tensor.HasField("raw_data") and bool(tensor.raw_data) if name == "raw_data" else bool(len(getattr(tensor, name)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -11,7 +12,15 @@ import onnx_ir as ir
 from graphopt.graph import scopes
 from graphopt.limits import EXTERNAL_DATA_MIN_TENSOR
 
-__all__ = ["IN_MEMORY", "initializers", "placeholder", "structure_proto", "swapped_tensors"]
+__all__ = [
+    "IN_MEMORY",
+    "initializers",
+    "placeholder",
+    "read",
+    "root_cause",
+    "structure_proto",
+    "swapped_tensors",
+]
 
 #: The external-data location of a placeholder whose weights are in memory, not in a file.
 IN_MEMORY = "graphopt-in-memory"
@@ -23,23 +32,21 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
         yield from (value for value in graph.initializers.values() if value.const_value is not None)
 
 
-class swapped_tensors:  # noqa: N801 (used like a function, as contextlib's are)
+@contextlib.contextmanager
+def swapped_tensors(swaps: Iterable[tuple[ir.Value, ir.TensorProtocol]]) -> Iterator[None]:
     """Give values other tensors for the length of a ``with`` block.
 
     Values belong to one model, tensors may be shared with its clones: only ``const_value`` is touched.
     """
-
-    def __init__(self, swaps: list[tuple[ir.Value, ir.TensorProtocol]]) -> None:
-        self._swaps = swaps
-        self._originals = [value.const_value for value, _ in swaps]
-
-    def __enter__(self) -> None:
-        for value, tensor in self._swaps:
+    pairs = list(swaps)
+    originals = [value.const_value for value, _ in pairs]
+    try:
+        for value, tensor in pairs:
             value.const_value = tensor
-
-    def __exit__(self, *_: object) -> None:
-        for (value, _), tensor in zip(self._swaps, self._originals, strict=True):
-            value.const_value = tensor
+        yield
+    finally:
+        for (value, _), original in zip(pairs, originals, strict=True):
+            value.const_value = original
 
 
 def placeholder(
@@ -67,17 +74,17 @@ def _stand_in(value: ir.Value, inline_below: int) -> ir.TensorProtocol | None:
     external = isinstance(tensor, ir.ExternalTensor)
     if tensor.nbytes >= inline_below:
         return None if external else placeholder(tensor, value.name)
-    return _read_small(tensor) if isinstance(tensor, ir.ExternalTensor) else None
+    return read(tensor) if isinstance(tensor, ir.ExternalTensor) else None
 
 
-def _read_small(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+def read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     """The tensor with its bytes read; ``numpy()`` would keep a map of the whole file for each of them."""
     proto = onnx.TensorProto(name=tensor.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value)
     if tensor.nbytes:
         buffer = io.BytesIO()
         tensor.tofile(buffer)
         proto.raw_data = buffer.getvalue()
-    return ir.from_proto(proto)
+    return ir.serde.deserialize_tensor(proto)
 
 
 def structure_proto(model: ir.Model, inline_below: int = EXTERNAL_DATA_MIN_TENSOR) -> onnx.ModelProto:

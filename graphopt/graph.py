@@ -19,6 +19,7 @@ __all__ = [
     "constant_of",
     "describe",
     "is_default_domain",
+    "release",
     "replace_value",
     "scopes",
     "subgraphs_of",
@@ -97,6 +98,15 @@ def array_of(value: ir.Value | None) -> np.ndarray | None:
     return tensor.numpy()
 
 
+def release(tensor: ir.TensorProtocol | None) -> None:
+    """Unmap the file of a tensor that lies in one; it maps again when it is next read."""
+    if isinstance(tensor, ir.ExternalTensor):
+        try:
+            tensor.release()
+        except BufferError:  # someone still holds an array of it: the map closes with that
+            tensor.raw = None
+
+
 class Names:
     """Fresh value names. ONNX forbids shadowing, so a name must be new in every scope of the model."""
 
@@ -120,7 +130,7 @@ class Names:
 def add_initializer(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Register ``data`` as an initializer of ``graph``; ``name`` must be fresh (see :class:`Names`)."""
     tensor = ir.tensor(np.asarray(data, order="C"), name=name) if isinstance(data, np.ndarray) else data
-    shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
+    shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value

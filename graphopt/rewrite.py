@@ -2,7 +2,7 @@
 
 A rule starts from the op types in its ``roots``. The driver visits every such node once; a rewrite puts the
 new node, its neighbours, and what it released back on the worklist. So the cost grows with the number of
-nodes plus the number of rewrites, never with their product.
+nodes plus the number of rewrites.
 
 Example::
 
@@ -15,7 +15,7 @@ Example::
             return None if neg is None else (node, neg)
 
         def check(self, match, context):
-            return None  # |-x| = |x| whatever x is
+            return None  # |-x| = |x|
 
         def rewrite(self, match, context):
             node, neg = match
@@ -179,11 +179,10 @@ class Context:
         self._replaced: list[ir.Node] = []
         self._heirs: list[tuple[ir.Value, ir.Value]] = []
 
-    def enter(self, root: ir.Node) -> None:
-        """Make the graph of ``root`` the one that new constants belong to."""
-        assert root.graph is not None
-        self._graph = root.graph
-        self.opset = self._opsets[root.graph]
+    def enter(self, graph: ir.Graph) -> None:
+        """Make ``graph`` the one that new constants belong to."""
+        self._graph = graph
+        self.opset = self._opsets[graph]
 
     def infer(self, value: ir.Value) -> Inferred:
         """What shape inference knows of the value; the inference runs when first asked."""
@@ -191,7 +190,7 @@ class Context:
 
         tensor = constant_of(value)
         if tensor is not None:
-            return shapes.Inferred(tensor.dtype, ir.Shape(list(tensor.shape)))
+            return shapes.Inferred(tensor.dtype, ir.Shape(tensor.shape.numpy()))
         if self._shapes is None:
             self._shapes = shapes.infer(self.model)
         return self._shapes[value]
@@ -200,6 +199,12 @@ class Context:
         """The number of axes of the value; None where unknown."""
         shape = self.infer(value).shape
         return None if shape is None else len(shape)
+
+    def fresh_name(self, wanted: str) -> str:
+        """``wanted``, or a name like it that no value of the model has."""
+        if self._names is None:
+            self._names = Names(self.model)
+        return self._names.fresh(wanted)
 
     def constant(
         self, wanted: str, data: np.ndarray | ir.TensorProtocol, *, heir_of: ir.Value | None = None
@@ -211,9 +216,7 @@ class Context:
             data: The numbers.
             heir_of: The constant that this one stands in for; if that one becomes unused, its name passes on.
         """
-        if self._names is None:
-            self._names = Names(self.model)
-        name = self._names.fresh(wanted)
+        name = self.fresh_name(wanted)
         if self._graph in self._function_graphs:
             value = _constant_node(self._graph, name, data)  # functions have no initializers
         else:
@@ -285,7 +288,7 @@ class Context:
 
 def _constant_node(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
     tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray) else data
-    shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
+    shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
     graph.insert_before(graph[0], node)
@@ -299,7 +302,8 @@ def _is_gone(value: ir.Value) -> bool:
 
 def _remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
     """Remove those nodes that nothing uses, then what only they used; the values that lost a use."""
-    pending, released = list(nodes), {}
+    pending = list(nodes)
+    released: dict[ir.Value, None] = {}
     while pending:
         node = pending.pop()
         if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
@@ -313,15 +317,16 @@ def _remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
             released[value] = None
             if made_by is not None:
                 pending.append(made_by)
-            elif value.is_initializer() and not (value.uses() or _is_interface(value)):
-                assert value.graph is not None
-                assert value.name is not None
-                value.graph.initializers.pop(value.name)
+            elif value.is_initializer() and not value.uses():
+                _remove_initializer(value)
     return list(released)
 
 
-def _is_interface(value: ir.Value) -> bool:
-    return value.is_graph_input() or value.is_graph_output()
+def _remove_initializer(value: ir.Value) -> None:
+    if not (value.is_graph_input() or value.is_graph_output()):
+        assert value.graph is not None
+        assert value.name is not None
+        value.graph.initializers.pop(value.name)
 
 
 def apply_rules(model: ir.Model, rules: Sequence[Rule[Any]]) -> RewriteReport:
@@ -364,7 +369,9 @@ class _Driver:
             self.report.visits += 1
             rule = self.apply_first(node)
             if rule is not None and self.report.applied.total() > budget:
-                raise DefectError(f"rule '{rule.name}' finds no end at {describe(node)}; please report this model")
+                raise DefectError(
+                    f"rule '{rule.name}' finds no end at {describe(node)}; please report this model"
+                )
         self.report.refusals = [
             Refusal(rule, describe(node), reason)
             for (rule, node), reason in self.refused.items()
@@ -380,7 +387,8 @@ class _Driver:
 
     def apply_first(self, node: ir.Node) -> Rule[Any] | None:
         """Apply the first rule that may be applied at ``node``."""
-        self.context.enter(node)
+        assert node.graph is not None
+        self.context.enter(node.graph)
         for rule in self.index[node.op_type]:
             match = rule.match(node)
             if match is None:

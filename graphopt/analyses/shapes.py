@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.graph import captured_values, scopes
+from graphopt.graph import scopes
 
 __all__ = ["Inferred", "Shapes", "infer"]
 

@@ -18,14 +18,17 @@ import onnx_ir as ir
 from graphopt.errors import UnsupportedError
 from graphopt.runtime._structure import Structure, release
 
-__all__ = ["InputsRefused", "NoKernel", "OrtSession", "Settings"]
+__all__ = ["InputsRefused", "NoKernelError", "OrtSession", "Settings", "first_line"]
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_CPP_SIGNATURE = re.compile(r"/onnxruntime_src/\S*/(\S+:\d+) .*?\)(?: const)?(?: \[with [^\]]*\])? (?=\S)")
 
 
-class InputsRefused(UnsupportedError):
+class InputsRefused(UnsupportedError):  # noqa: N818 (says what happened)
     """The model is loaded, but does not run on these inputs (names, dtypes, sizes or values)."""
 
 
-class NoKernel(UnsupportedError):
+class NoKernelError(UnsupportedError):
     """onnxruntime cannot execute this model; another engine might."""
 
 
@@ -48,7 +51,7 @@ class OrtSession:
     """A structure loaded into onnxruntime.
 
     Raises:
-        NoKernel: onnxruntime has no kernel, or does not know the IR version, opset or domain.
+        NoKernelError: onnxruntime has no kernel, or does not know the IR version, opset or domain.
         UnsupportedError: onnxruntime found the model invalid.
     """
 
@@ -56,18 +59,19 @@ class OrtSession:
         import onnxruntime
 
         options = _session_options(settings)
-        names, values = _in_memory_weights(structure)
-        if names:
-            options.add_external_initializers(names, values)
         folder = structure.folder()
         if folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         serialized = structure.proto.SerializeToString()
         try:
-            self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            names, values = _in_memory_weights(structure)
+            if names:
+                options.add_external_initializers(names, values)
+            self._session = onnxruntime.InferenceSession(serialized, options, providers=_PROVIDERS)
         except _errors() as error:
             raise _load_error(error) from error
-        self._inputs = {i.name: i.type for i in self._session.get_inputs()}
+        inputs = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        self._inputs = {i.name: i.type for i in inputs}
         self._outputs = {o.name: o.type for o in self._session.get_outputs()}
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,22 +79,23 @@ class OrtSession:
 
         Raises:
             InputsRefused: The model does not run on this feed.
-            NoKernel: Only the run showed that onnxruntime cannot execute the model.
+            NoKernelError: Only the run showed that onnxruntime cannot execute the model.
         """
-        types = [*(self._inputs.get(name, "") for name in feed), *self._outputs.values()]
+        types = [*(self._inputs[name] for name in feed), *self._outputs.values()]
         try:
             if any(_has_no_numpy_type(t) for t in types):
                 return self._run_on_values(feed)
             return dict(zip(self._outputs, self._session.run(None, dict(feed)), strict=True))
         except _errors() as error:
             if type(error).__name__ == "NotImplemented":
-                raise NoKernel(f"onnxruntime cannot run the model: {first_line(error)}") from error
+                raise NoKernelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
             raise InputsRefused(f"the model does not run on these inputs: {first_line(error)}") from error
 
     def _run_on_values(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        types = [*(self._inputs.get(name, "") for name in feed), *self._outputs.values()]
-        if not all(t.startswith("tensor(") for t in types if t) or "tensor(string)" in types:
-            raise NoKernel(f"onnxruntime's Python API cannot exchange these types: {', '.join(sorted(set(types)))}")
+        types = {self._inputs[name] for name in feed} | set(self._outputs.values())
+        if not all(t.startswith("tensor(") for t in types) or "tensor(string)" in types:
+            listed = ", ".join(sorted(types))
+            raise NoKernelError(f"onnxruntime's Python API cannot exchange these types: {listed}")
         given = {name: _value_of_array(np.asarray(array)) for name, array in feed.items()}
         made = self._session.run_with_ort_values(None, given)
         return {name: _array_of_value(value) for name, value in zip(self._outputs, made, strict=True)}
@@ -145,15 +150,15 @@ def _load_error(error: Exception) -> UnsupportedError:
     invalid = type(error).__name__ in ("InvalidGraph", "InvalidArgument", "InvalidProtobuf")
     if invalid or re.search(r"Type Error|TypeInferenceError|ShapeInferenceError", str(error)):
         return UnsupportedError(message)
-    return NoKernel(message)
+    return NoKernelError(message)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an engine's message, without error numbers and C++ signatures, cut at 400 characters."""
+    """The first line of an engine's message, without error codes and C++ signatures, cut at 400 letters."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else type(error).__name__
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    line = re.sub(r"/onnxruntime_src/\S*/(\S+:\d+) .*?\)(?: const)?(?: \[with [^\]]*\])? (?=\S)", r"\1 ", line, count=1)
+    line = _CPP_SIGNATURE.sub(r"\1 ", line, count=1)
     return line if len(line) <= 400 else f"{line[:399]}…"
 
 
@@ -184,7 +189,7 @@ def _travels_as_bytes(dtype: ir.DataType) -> bool:
 
 
 def _value_of_bytes(data: bytes, dtype: ir.DataType, shape: tuple[int, ...]) -> Any:
-    """An OrtValue of a dtype that numpy lacks. Sub-byte elements are packed at the start of a larger buffer."""
+    """An OrtValue of a dtype that numpy lacks; sub-byte elements lie packed at the start of its buffer."""
     import onnxruntime as ort
 
     buffer = np.zeros(shape, np.uint16 if dtype.bitwidth == 16 else np.uint8)
@@ -195,7 +200,7 @@ def _value_of_bytes(data: bytes, dtype: ir.DataType, shape: tuple[int, ...]) -> 
 def _array_of_value(value: Any) -> np.ndarray:
     dtype, shape = ir.DataType(value.element_type()), tuple(value.shape())
     if not _travels_as_bytes(dtype):
-        return np.asarray(value.numpy())
+        return np.array(value.numpy())
     data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     if dtype.bitwidth < 8:
         return ir.PackedTensor(np.frombuffer(data, np.uint8), dtype, shape=shape).numpy()

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt import io
 
-__all__ = ["Structure", "captures", "subgraphs"]
+__all__ = ["Structure", "captures", "release"]
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 
@@ -36,7 +36,8 @@ class Structure:
         proto = io.structure_proto(model)
         _inline_nested(proto.graph.node, model.graph)
         for function in proto.functions:
-            _inline_nested(function.node, model.functions[(function.domain, function.name, function.overload)])
+            key = (function.domain, function.name, function.overload)
+            _inline_nested(function.node, model.functions[key])
         values = model.graph.initializers.items()
         return cls(proto, {name: v.const_value for name, v in values if v.const_value is not None})
 

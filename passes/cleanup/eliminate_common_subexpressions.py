@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from graphopt.graph import can_replace, is_default_domain, replace_value, subgraphs_of
 from graphopt.limits import MIB
+from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS, inherit_type, is_random, is_used, redirect
 from graphopt.passes.cleanup._content import content
-from graphopt.passes.cleanup._operators import WITH_BY_PRODUCTS, is_random
 from graphopt.registry import Pass, PassResult, register
 
 __all__ = ["EliminateCommonSubexpressions"]
@@ -90,36 +90,19 @@ class _Merge:
 
     def _merge(self, node: ir.Node, keeper: ir.Node) -> bool:
         """Make all uses of ``node`` uses of ``keeper``; whether the node can go."""
-        if any(_is_used(value) for value in node.outputs[len(keeper.outputs) :]):
+        if any(is_used(value) for value in node.outputs[len(keeper.outputs) :]):
             return False
-        pairs = [(old, new) for old, new in zip(node.outputs, keeper.outputs, strict=False) if _is_used(old)]
+        pairs = [(old, new) for old, new in zip(node.outputs, keeper.outputs, strict=False) if is_used(old)]
         if not all(new.name for _, new in pairs):  # an optional output that the earlier node leaves out
             return False
         if not all(can_replace(old, new) for old, new in pairs):
-            self._redirect(pairs)
+            for old, new in pairs:
+                self.modified |= redirect(old, new)
             return False
         for old, new in pairs:
-            _inherit_type(new, old)
+            inherit_type(new, old)
             replace_value(old, new)
         return True
-
-    def _redirect(self, pairs: list[tuple[ir.Value, ir.Value]]) -> None:
-        """Move what reads a node's outputs to an equal node; the node stays for the graph outputs."""
-        for old, new in pairs:
-            for user, index in old.uses():
-                user.replace_input_with(index, new)
-                self.modified = True
-
-
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
-def _inherit_type(new: ir.Value, old: ir.Value) -> None:
-    if new.type is None:
-        new.type = old.type
-    if new.shape is None:
-        new.shape = old.shape
 
 
 def _key(node: ir.Node, opset: int) -> Hashable | None:

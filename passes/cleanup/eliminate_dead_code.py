@@ -9,7 +9,7 @@ from typing import Final
 import onnx_ir as ir
 
 from graphopt.graph import is_default_domain, scopes, subgraphs_of
-from graphopt.passes.cleanup._operators import WITH_BY_PRODUCTS
+from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS, is_used
 from graphopt.registry import Pass, PassResult, register
 
 __all__ = ["EliminateDeadCode"]
@@ -102,7 +102,7 @@ def _remove_unused_initializers(graph: ir.Graph) -> int:
     unused = [
         name
         for name, value in graph.initializers.items()
-        if not (value.uses() or value.is_graph_input() or value.is_graph_output())
+        if not is_used(value) and not value.is_graph_input()
     ]
     for name in unused:
         del graph.initializers[name]
@@ -116,7 +116,7 @@ def _drop_by_products(graph: ir.Graph, opset: int) -> int:
     for node in graph:
         if node.op_type not in WITH_BY_PRODUCTS or not is_default_domain(node):
             continue
-        wanted = [i for i, value in enumerate(node.outputs) if value.uses() or value.is_graph_output()]
+        wanted = [i for i, value in enumerate(node.outputs) if is_used(value)]
         surplus = [value for value in node.outputs[wanted[-1] + 1 :] if value.name]
         if surplus:
             node.resize_outputs(wanted[-1] + 1)

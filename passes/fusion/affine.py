@@ -40,7 +40,7 @@ class _Affine(Rule[Match]):
     op_types: ClassVar[tuple[str, ...]]
 
     def match(self, node: ir.Node) -> Match | None:
-        """The node with the output of one of ``op_types`` on one side and an initializer or constant there."""
+        """The output of one of ``op_types`` on one side, an initializer or Constant on the other."""
         if len(node.inputs) != 2:
             return None
         for side in (0, 1):
@@ -121,5 +121,3 @@ def _affine(match: Match, context: Context) -> Affine | None:
             "Add": lambda: Affine(shift=c),
             "Sub": lambda: Affine(shift=-c) if match.linear_is_left else Affine(np.full_like(c, -1.0), c),
         }[match.node.op_type]()
-
-

@@ -74,7 +74,7 @@ class GemmBatchNormalization(_BatchNormalization):
 
 def _why_not_inference(norm: ir.Node, opset: int) -> str | None:
     """Training mode is an attribute since opset 14; before, more than one output asked for it."""
-    if opset >= 14 and norm.attributes.get_int("training_mode", 0):
+    if opset >= 14 and norm.attributes.get_int("training_mode", 0) != 0:
         return f"{describe(norm)} is in training mode"
     if len(norm.outputs) != 1:
         return f"{describe(norm)} has more than one output"
@@ -114,5 +114,3 @@ def _float64(value: ir.Value | None) -> Array:
     array = array_of(value)
     assert array is not None
     return array.astype(np.float64)
-
-

@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import constant_of, describe
+from graphopt.graph import constant_of, describe, release
 from graphopt.limits import KIB, MIB
 from graphopt.rewrite import Context, input_at, is_exclusive, why_not_constant
 
@@ -65,10 +65,11 @@ def per_channel(constant: Array, rank: int | None, axis: int, channels: int) -> 
         axis: The channel axis, from the front (>= 0) or from the end (< 0).
         channels: Size of the channel axis.
     """
-    known = rank if rank is not None else max(constant.ndim, 1) if axis == -1 and constant.ndim <= 1 else None
-    if known is None or constant.ndim > known:
+    if rank is None and axis == -1:
+        rank = 1  # at least; that will do for a constant of rank 0 or 1
+    if rank is None or constant.ndim > rank:
         return None  # a longer shape would grow the result
-    shape = [1] * (known - constant.ndim) + list(constant.shape)
+    shape = [1] * (rank - constant.ndim) + list(constant.shape)
     size = shape.pop(axis)
     if size not in (1, channels) or any(dim != 1 for dim in shape):
         return None
@@ -108,7 +109,7 @@ class Linear:
     @property
     def channels(self) -> int:
         """Number of output channels."""
-        shape = self._tensor.shape.numpy()  # type: ignore[attr-defined]
+        shape = self._tensor.shape.numpy()
         if self.op_type == "ConvTranspose":
             return int(shape[1]) * self._group
         return int(shape[0 if self._rows_are_channels else 1])
@@ -140,14 +141,14 @@ class Linear:
 
     def _refuse_weight(self) -> str | None:
         tensor = self._tensor
-        name, rank = self.weight.name, len(tensor.shape)
+        name, rank = self.weight.name, len(tensor.shape.numpy())
         if tensor.dtype not in FLOAT_TYPES:
             return f"the weight '{name}' is {tensor.dtype.name}"
         if rank != 2 if self.op_type in ("Gemm", "MatMul") else rank < 3:
             return f"the weight '{name}' has rank {rank}"
         if tensor.size == 0:
             return f"the weight '{name}' is empty"
-        if self._group < 1 or tensor.shape[0] % self._group:
+        if self._group < 1 or tensor.shape.numpy()[0] % self._group:
             return f"{describe(self.node)} has {self._group} groups for {tensor.shape[0]} channels"
         return None
 
@@ -191,7 +192,9 @@ class Linear:
             return "Gemm in bfloat16 has no kernel in onnxruntime"
         rank = self.output_rank(context)
         if rank != 2:
-            return f"Gemm needs rank 2; {describe(self.node)} has {'an unknown rank' if rank is None else rank}"
+            return (
+                f"Gemm needs rank 2; {describe(self.node)} has {'an unknown rank' if rank is None else rank}"
+            )
         return None
 
     # The arithmetic.
@@ -206,8 +209,10 @@ class Linear:
     def _largest_per_channel(self) -> Array:
         grouped, kept = self._by_channel(self._tensor.numpy())
         others = tuple(axis for axis in range(grouped.ndim) if axis not in kept)
-        largest = np.maximum(grouped.max(axis=others), -grouped.min(axis=others))
-        return largest.astype(np.float64).reshape(-1)
+        largest: Array = np.maximum(grouped.max(axis=others), -grouped.min(axis=others)).astype(np.float64)
+        del grouped
+        release(self._tensor)
+        return largest.reshape(-1)
 
     def _scaled(self, scale: Array) -> ir.TensorProtocol:
         tensor = self._tensor
@@ -221,7 +226,7 @@ class Linear:
             return ir.tensor(product.reshape(weight.shape))
 
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
-            return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(list(tensor.shape)), name=tensor.name)
+            return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
         return multiply()
 
     def _bias_vector(self) -> Array | None:
@@ -242,7 +247,9 @@ class Linear:
             return affine.shift if bias is None else bias
         return bias + affine.shift
 
-    def absorb(self, affine: Affine, output: ir.Value, context: Context, *, bias_from: ir.Value | None) -> None:
+    def absorb(
+        self, affine: Affine, output: ir.Value, context: Context, *, bias_from: ir.Value | None
+    ) -> None:
         """Let one node compute ``output``, which is ``affine`` of this node's output.
 
         Args:
@@ -269,5 +276,3 @@ def _is_finite(numbers: Array, dtype: ir.DataType) -> bool:
     """Whether the float64 numbers are finite after rounding to ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.all(np.isfinite(numbers.astype(dtype.numpy()).astype(np.float64))))
-
-

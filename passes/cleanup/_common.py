@@ -1,4 +1,4 @@
-"""What the clean-up passes know of single operators of the default domain."""
+"""What the clean-up passes share: facts about single operators, and replacing values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphopt.graph import array_of, is_default_domain
 
-__all__ = ["WITH_BY_PRODUCTS", "is_copying_dropout", "is_random"]
+__all__ = ["WITH_BY_PRODUCTS", "inherit_type", "is_copying_dropout", "is_random", "is_used", "redirect"]
 
 #: Operators whose trailing outputs are by-products: leaving one out changes none of the others. Not
 #: BatchNormalization, whose number of outputs chose the mode before opset 14, nor Split, whose number of
@@ -42,3 +42,26 @@ def is_copying_dropout(node: ir.Node, opset: int) -> bool:
         return True
     training = array_of(node.inputs[2])
     return training is not None and not training.any()
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether a node reads the value or a graph returns it."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def inherit_type(new: ir.Value, old: ir.Value) -> None:
+    """Give ``new`` what only ``old``, an equal value, says of type and shape; never part of an interface."""
+    if new.producer() is None or new.is_graph_output():
+        return
+    if new.type is None:
+        new.type = old.type
+    if new.shape is None:
+        new.shape = old.shape
+
+
+def redirect(old: ir.Value, new: ir.Value) -> bool:
+    """Make the nodes that read ``old`` read ``new``, and leave graph outputs; whether there were any."""
+    uses = old.uses()
+    for user, index in uses:
+        user.replace_input_with(index, new)
+    return bool(uses)

@@ -1,0 +1,1 @@
+"""Quantization: fewer bits per number, with the error measured by the pipeline."""
