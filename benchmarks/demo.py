@@ -48,12 +48,12 @@ def install(folder: Path, limit: float) -> tuple[Path, float]:
 
 def measure(python: Path, folder: Path, limit: float) -> dict[str, Any]:
     """Run the demo and `--help` with this Python's graphopt; the figures as plain data."""
-    command = [python, "-m", "graphopt"]
+    command = python.with_name("graphopt")
     source, target = DIGITS / "digits.onnx", folder / "digits.opt.onnx"
-    child = run_child([*command, "run", DIGITS / "passes.yaml", source], limit=limit, cwd=folder)
+    child = run_child([command, "run", DIGITS / "passes.yaml", source], limit=limit, cwd=folder)
     _demand(child, "graphopt run")
     print(child.output)
-    helps = [run_child([*command, "--help"], limit=limit) for _ in range(HELP_RUNS)]
+    helps = [run_child([command, "--help"], limit=limit, cwd=folder) for _ in range(HELP_RUNS)]
     for answer in helps:
         _demand(answer, "graphopt --help")
     accuracies = [_accuracy(python, model, folder / "accuracy.json", limit) for model in (source, target)]

@@ -17,7 +17,6 @@ __all__ = [
     "initializers",
     "placeholder",
     "read",
-    "root_cause",
     "structure_proto",
     "swapped_tensors",
 ]

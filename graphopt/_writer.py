@@ -194,9 +194,9 @@ def write(pieces: Iterable[Piece], file: BinaryIO) -> None:
         start = file.tell()
         if isinstance(piece, bytes):
             file.write(piece)
-        else:
-            _write_tensor(piece, file)
-        if file.tell() - start != _length(piece):
+            continue
+        _write_tensor(piece, file)
+        if file.tell() - start != piece.nbytes:
             raise InputError(
                 f"the data of tensor {quoted(piece.name or '')} has another length than its shape"
             )

@@ -129,18 +129,18 @@ class Verifier:
         return self._verdict(self._accepted, optimized)
 
     def _verdict(self, before: evaluate.Evaluation, after: evaluate.Evaluation) -> Verdict:
-        comparisons = [
-            compare.compare(self._fixed(old), self._fixed(new))
-            for old, new in zip(before.outputs, after.outputs, strict=True)
-        ]
-        merged = compare.merge(comparisons)
+        comparison = compare.merge(
+            [
+                compare.compare(self._fixed(old), self._fixed(new))
+                for old, new in zip(before.outputs, after.outputs, strict=True)
+            ]
+        )
         rtol, atol = self.settings.rtol, self.settings.atol
-        disagreeing = [c for c in comparisons if not c.agrees(rtol, atol)]
         reason = ""
-        if disagreeing:
-            worst = disagreeing[0].worst(rtol, atol)
+        if not comparison.agrees(rtol, atol):
+            worst = comparison.worst(rtol, atol)
             reason = worst.note or f"output '{worst.name}' differs by {worst.max_rel:.2g} relative"
-        return Verdict(merged, not disagreeing, after.engine, len(comparisons), reason)
+        return Verdict(comparison, not reason, after.engine, len(after.outputs), reason)
 
     def _fixed(self, outputs: Any) -> Any:
         return {name: value for name, value in outputs.items() if name not in self._random}

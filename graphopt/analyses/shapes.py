@@ -18,16 +18,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses import shape_rules
 from graphopt.graph import scopes
 
 __all__ = ["Inferred", "Shapes", "infer"]
 
 Dims = tuple[int | ir.SymbolicDim, ...]
 
-#: Constants larger than this are hidden from the inference: no shape is computed from so many numbers.
-_LARGE_CONSTANT = 64 * 1024
 #: What may stand as the name of an axis; anything else would be parsed as an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
 
@@ -39,13 +39,16 @@ class Inferred:
     Attributes:
         dtype: Element type; None where unknown or where the value is no tensor.
         shape: Shape; None where not even the rank is known.
-        elements: The numbers inside a small integer tensor of rank 0 or 1, such as the target of a Reshape,
-            as far as each is known as an integer or as an expression of axes; None where nothing is known.
+        elements: The numbers inside a small integer tensor, such as the target of a Reshape, in order: integers,
+            expressions of axes, or a nameless axis where one is not known. None where nothing is known.
+        constant: The value itself where it follows from constants and fixed shapes alone and is small; None
+            for initializers and outputs of Constant nodes, which hold their own.
     """
 
     dtype: ir.DataType | None = None
     shape: ir.Shape | None = None
     elements: Dims | None = None
+    constant: np.ndarray | None = None
 
     @property
     def static(self) -> tuple[int, ...] | None:
@@ -145,7 +148,7 @@ class _AxisNames:
             return self._axes[name]
         if self._unnamed is not None:
             return self._unnamed
-        if name is None or _PLAIN_NAME.fullmatch(name):
+        if name is None or (_PLAIN_NAME.fullmatch(name) and shape_rules.PLACEHOLDER not in name):
             return name
         if name not in self._stand_in:
             self._stand_in[name] = f"axis_{len(self._stand_in)}__"
@@ -157,9 +160,11 @@ class _AxisNames:
         return tuple(self._shown(d) for d in dims)
 
     def _shown(self, dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
-        if isinstance(dim, int) or dim.value not in self._original:
+        if isinstance(dim, int):
             return dim
-        return ir.SymbolicDim(self._original[dim.value])
+        if shape_rules.is_placeholder(dim):
+            return ir.SymbolicDim(None)
+        return ir.SymbolicDim(self._original[dim.value]) if dim.value in self._original else dim
 
 
 def _all_values(model: ir.Model) -> list[ir.Value]:
@@ -179,7 +184,7 @@ def _hide_claims(model: ir.Model, values: list[ir.Value], names: _AxisNames) -> 
         value.metadata_props.pop(_elements_key(), None)
         if tensor is not None and value not in inputs:
             value.shape = ir.Shape(tensor.shape.dims)
-            value.const_value = tensor if tensor.size <= _LARGE_CONSTANT else None
+            value.const_value = tensor if tensor.size <= shape_rules.LARGE_CONSTANT else None
             continue
         value.const_value = None
         keep = value in inputs and value.shape is not None
@@ -211,7 +216,7 @@ def _run(model: ir.Model) -> str:
     """Run the library over the model; why it stopped, or an empty string."""
     from onnx_shape_inference import infer_symbolic_shapes
 
-    with _silence():
+    with _silence(), shape_rules.active():
         try:
             infer_symbolic_shapes(model, policy="skip", warn_on_missing=False)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -251,13 +256,15 @@ def _holds_graph(attribute: ir.Attr) -> bool:
 def _harvest(value: ir.Value, names: _AxisNames, trusted: bool) -> Inferred:
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         return Inferred()
-    shape = value.shape if trusted else None
-    data = value.metadata_props.get(_elements_key()) if trusted else None
-    return Inferred(
-        value.dtype,
-        None if shape is None else ir.Shape(names.show(shape.dims), frozen=True),
-        None if data is None else names.show(ir.Shape(json.loads(data)).dims),
-    )
+    if not trusted:
+        return Inferred(value.dtype)
+    shape = None if value.shape is None else ir.Shape(names.show(value.shape.dims), frozen=True)
+    if value.const_value is not None and not value.is_initializer():
+        array = value.const_value.numpy()
+        whole = tuple(int(n) for n in array.reshape(-1)) if array.dtype.kind in "iu" else None
+        return Inferred(value.dtype, shape, whole, array)
+    data = value.metadata_props.get(_elements_key())
+    return Inferred(value.dtype, shape, None if data is None else names.show(ir.Shape(json.loads(data)).dims))
 
 
 def _fall_back_to_declared(shapes: Shapes, names: _AxisNames) -> None:

@@ -28,41 +28,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.runtime._error_sums import Evidence, Sums, decibels, ratio
+
 __all__ = ["Comparison", "OutputComparison", "compare", "merge"]
 
 #: Elements that are compared at once.
 _CHUNK = 1 << 20
 #: Stands for a value that one side does not have at all, not even as an absent optional (None).
 _MISSING = object()
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What a judgement at any tolerance, and pooling over samples, need to know of one pair of arrays.
-
-    Attributes:
-        hull: Corners (|a|, |a - b|) of the upper hull of all float elements' errors: a tolerance that is
-            linear in |a| holds for every element when it holds for these.
-        rms: Root mean square of the finite elements of the reference.
-        scale: What the energies were divided by, squared, so that they cannot overflow.
-        signal: Sum of a² in units of scale².
-        noise: Sum of (a - b)² in units of scale².
-        broken: Something differs that no tolerance covers.
-    """
-
-    hull: tuple[tuple[float, float], ...] = ()
-    rms: float = 0.0
-    scale: float = 0.0
-    signal: float = 0.0
-    noise: float = 0.0
-    broken: bool = False
-
-    def excess(self, rtol: float, atol: float) -> float:
-        """The factor by which the tolerance must grow to cover every element."""
-        if self.broken:
-            return math.inf
-        allowed = atol * max(1.0, self.rms)
-        return max((_ratio(error, allowed + rtol * size) for size, error in self.hull), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,7 @@ class OutputComparison:
     cosine: float
     top1_agreement: float | None
     note: str = ""
-    _evidence: tuple[_Evidence, ...] = field(default=(), repr=False)
+    _evidence: tuple[Evidence, ...] = field(default=(), repr=False)
 
     def excess(self, rtol: float, atol: float) -> float:
         """The factor by which the tolerance must grow to cover this output; at most 1 where it agrees."""
@@ -161,13 +134,15 @@ def _column(value: dict[Any, Any], column: str) -> np.ndarray:
 
 def _compare(name: str, reference: Any, result: Any) -> OutputComparison:
     if reference is None and result is None:
-        return OutputComparison(name, (), "none", 0.0, 0.0, math.inf, 1.0, None)
+        return OutputComparison(name, (), _kind(None), 0.0, 0.0, math.inf, 1.0, None)
     note = _difference_in_kind(reference, result)
-    if note:
-        known = reference is not None and reference is not _MISSING
-        array = np.asarray(reference if known else result)
-        return _incomparable(OutputComparison(name, array.shape, str(array.dtype), 0, 0, 0, 0, None), note)
-    return _compare_arrays(name, np.asarray(reference), np.asarray(result))
+    if not note:
+        return _compare_arrays(name, np.asarray(reference), np.asarray(result))
+    described = result if reference is _MISSING else reference
+    shape, dtype = (), _kind(described)
+    if _is_tensor(described):
+        shape, dtype = np.shape(described), str(np.asarray(described).dtype)
+    return _incomparable(OutputComparison(name, shape, dtype, 0.0, 0.0, 0.0, 0.0, None), note)
 
 
 def _difference_in_kind(reference: Any, result: Any) -> str:
@@ -176,9 +151,8 @@ def _difference_in_kind(reference: Any, result: Any) -> str:
         return "missing from the result"
     if reference is _MISSING:
         return "not in the reference"
-    kinds = [_kind(reference), _kind(result)]
-    if kinds[0] != kinds[1]:
-        return f"is {kinds[1]}, the reference is {kinds[0]}"
+    if not _is_tensor(reference) or not _is_tensor(result):
+        return f"is {_kind(result)}, the reference is {_kind(reference)}"
     first, second = np.asarray(reference), np.asarray(result)
     if first.dtype != second.dtype and not (_is_text(first) and _is_text(second)):
         return f"has dtype {second.dtype}, the reference {first.dtype}"
@@ -187,10 +161,14 @@ def _difference_in_kind(reference: Any, result: Any) -> str:
     return ""
 
 
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic)
+
+
 def _kind(value: Any) -> str:
     if value is None:
         return "absent"
-    return {list: "a sequence", tuple: "a sequence", dict: "a map"}.get(type(value), "a tensor")
+    return "a tensor" if _is_tensor(value) else "a map" if isinstance(value, dict) else "a sequence"
 
 
 def _is_text(array: np.ndarray) -> bool:
@@ -205,24 +183,31 @@ def _is_float(array: np.ndarray) -> bool:
 
 def _incomparable(output: OutputComparison, note: str) -> OutputComparison:
     """The worst figures there are."""
-    evidence = _Evidence(noise=math.inf, broken=True)
-    worst = {"max_abs": math.inf, "max_rel": math.inf, "sqnr_db": -math.inf, "cosine": 0.0}
-    return replace(output, **worst, note=note, _evidence=(evidence,))
+    return replace(
+        output,
+        max_abs=math.inf,
+        max_rel=math.inf,
+        sqnr_db=-math.inf,
+        cosine=0.0,
+        note=note,
+        _evidence=(Evidence(noise=math.inf, broken=True),),
+    )
 
 
 def _compare_arrays(name: str, reference: np.ndarray, result: np.ndarray) -> OutputComparison:
-    sums = _Sums(_scale(reference, result))
+    sums = Sums(_scale(reference, result))
     exact = not _is_float(reference)
-    for first, second in _chunks(reference, result):
-        sums.add(first, second, exact)
+    with np.errstate(over="ignore", invalid="ignore"):  # differences of the largest float64
+        for first, second in _chunks(reference, result):
+            sums.add(first, second, exact)
     output = OutputComparison(
         name,
         reference.shape,
         str(reference.dtype),
         max_abs=sums.max_abs,
-        max_rel=_ratio(sums.max_abs, sums.max_reference),
-        sqnr_db=_decibels(sums.signal, sums.noise),
-        cosine=_cosine(sums),
+        max_rel=ratio(sums.max_abs, sums.max_reference),
+        sqnr_db=decibels(sums.signal, sums.noise),
+        cosine=sums.cosine(),
         top1_agreement=None if exact else _top1_agreement(reference, result),
         _evidence=(sums.evidence(),),
     )
@@ -252,98 +237,6 @@ def _scale(reference: np.ndarray, result: np.ndarray) -> float:
         values = np.abs(np.concatenate((first, second)))
         largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
     return largest or 1.0
-
-
-class _Sums:
-    """What accumulates over the pieces of one output."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        self.max_abs = self.max_reference = 0.0
-        self.signal = self.noise = self.energy = self.product = 0.0
-        self.finite = self.not_finite = 0
-        self.hull = np.empty((0, 2))
-        self.unequal = False
-
-    def add(self, reference: np.ndarray, result: np.ndarray, exact: bool) -> None:
-        """Take in a piece; the elements of an ``exact`` one must be equal."""
-        a, b = reference.astype(np.float64), result.astype(np.float64)
-        if exact:
-            self.unequal |= bool((reference != result).any())
-        else:
-            a, b = self._finite(a, b)
-        error, size = np.abs(a - b), np.abs(a)
-        self.max_abs = max(self.max_abs, float(error.max(initial=0.0)))
-        self.max_reference = max(self.max_reference, float(size.max(initial=0.0)))
-        if not exact:
-            self.hull = _upper_hull(np.concatenate((self.hull, np.stack((size, error), axis=1)[error > 0])))
-        self._add_energies(a / self.scale, b / self.scale, error / self.scale)
-
-    def _finite(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        finite = np.isfinite(a) & np.isfinite(b)
-        if finite.all():
-            return a, b
-        first, second = a[~finite], b[~finite]
-        same = (first == second) | (np.isnan(first) & np.isnan(second))
-        self.not_finite += int((~same).sum())
-        return a[finite], b[finite]
-
-    def _add_energies(self, a: np.ndarray, b: np.ndarray, error: np.ndarray) -> None:
-        self.finite += a.size
-        self.signal += float(a @ a)
-        self.energy += float(b @ b)
-        self.noise += float(error @ error)
-        self.product += float(a @ b)
-
-    def evidence(self) -> _Evidence:
-        """The part that later judgements need."""
-        corners = tuple((float(size), float(error)) for size, error in self.hull)
-        rms = self.scale * math.sqrt(self.signal / self.finite) if self.finite else 0.0
-        return _Evidence(corners, rms, self.scale, self.signal, self.noise, self.unequal)
-
-
-def _upper_hull(points: np.ndarray) -> np.ndarray:
-    """The points (x, y), shape (n, 2), that bound all others under every line of non-negative slope.
-
-    Quickhull: from the leftmost to the highest point, the farthest point above a chord is a corner.
-    """
-    if len(points) < 2:
-        return points
-    nearest = points[points[:, 0] == points[:, 0].min()]
-    left = nearest[nearest[:, 1].argmax()]
-    highest = points[points[:, 1] == points[:, 1].max()]
-    right = highest[highest[:, 0].argmin()]
-    corners, chords = [left], [(left, right, points[points[:, 0] < right[0]])]
-    while chords:
-        start, end, inside = chords.pop()
-        (run, rise), offset = end - start, inside - start
-        height = run * offset[:, 1] - rise * offset[:, 0]
-        inside, height = inside[height > 0], height[height > 0]
-        if len(inside):
-            corner = inside[height.argmax()]
-            chords += [(corner, end, inside), (start, corner, inside)]
-        else:
-            corners.append(end)
-    return np.unique(corners, axis=0)
-
-
-def _ratio(part: float, whole: float) -> float:
-    if part == 0.0:
-        return 0.0
-    return part / whole if whole else math.inf
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return math.inf
-    ratio = signal / noise
-    return 10.0 * math.log10(ratio) if ratio > 0.0 else -math.inf
-
-
-def _cosine(sums: _Sums) -> float:
-    if sums.signal == 0.0 or sums.energy == 0.0:
-        return float(sums.signal == sums.energy)
-    return max(-1.0, min(1.0, sums.product / (math.sqrt(sums.signal) * math.sqrt(sums.energy))))
 
 
 def _top1_agreement(reference: np.ndarray, result: np.ndarray) -> float | None:
@@ -385,7 +278,7 @@ def _merge(samples: list[OutputComparison]) -> OutputComparison:
     )
 
 
-def _pooled_sqnr(evidence: Sequence[_Evidence]) -> float:
+def _pooled_sqnr(evidence: Sequence[Evidence]) -> float:
     if any(math.isinf(e.noise) for e in evidence):
         return -math.inf
     largest = max((e.scale for e in evidence), default=0.0) or 1.0
@@ -394,4 +287,4 @@ def _pooled_sqnr(evidence: Sequence[_Evidence]) -> float:
         sum(weight * part for weight, part in zip(weights, parts, strict=True))
         for parts in ([e.signal for e in evidence], [e.noise for e in evidence])
     )
-    return _decibels(signal, noise)
+    return decibels(signal, noise)

@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from graphopt.analyses.kernels import arithmetic, casting, creating, indexing, reducing, shaping  # noqa: F401
 from graphopt.analyses.kernels._call import KERNELS, Array, Call, Refused
+from graphopt.analyses.kernels.shaping import slice_of
 from graphopt.graph import is_default_domain
 
-__all__ = ["Refused", "evaluate_node", "has_kernel", "output_bytes"]
+__all__ = ["Refused", "evaluate_node", "has_kernel", "output_bytes", "slice_of"]
 
 T = TypeVar("T")
 

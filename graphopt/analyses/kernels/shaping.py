@@ -212,12 +212,12 @@ def slice_(call: Call) -> Array:
         raise Refused("the bounds of Slice do not match")
     index = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = _slice_of(start, end, step, data.shape[axis])
+        index[axis] = slice_of(start, end, step, data.shape[axis])
     return data[tuple(index)]
 
 
-def _slice_of(start: int, end: int, step: int, length: int) -> slice:
-    """Python's own slice agrees with ONNX, but for an end before the first element going backwards."""
+def slice_of(start: int, end: int, step: int, length: int) -> slice:
+    """The bounds of one axis as a Python slice, which differs only in an end before the first element."""
     if step < 0 and end < -length:
         return slice(start, None, step)
     return slice(start, end, step)

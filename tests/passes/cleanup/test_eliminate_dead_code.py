@@ -38,7 +38,7 @@ def test_chain_of_dead_nodes_and_their_initializers_go(parse, ops, assert_same):
     assert dict(model.opset_imports) == {"": 17}
     assert result.modified
     assert result.summary == "removed 3 nodes, 1 initializer, 1 opset import"
-    assert_same(parse(text), model, {"x": X})
+    assert_same(parse(text), model, {"x": np.vstack([X, X])})
 
 
 def test_nothing_dead_is_reported_as_unmodified(parse, ops):
@@ -107,7 +107,7 @@ g (float[3] x) => (float[3] y) { y = local.outer(x) }
     b = inner.twice(a)
 }
 <domain: "inner", opset_import: ["" : 17]> twice (a) => (b) { b = Add(a, a) }
-<domain: "other", opset_import: ["" : 17]> lonely (a) => (b) { b = other.sibling(a) }
+<domain: "other", opset_import: ["" : 17, "other" : 1]> lonely (a) => (b) { b = other.sibling(a) }
 <domain: "other", opset_import: ["" : 17]> sibling (a) => (b) { b = Neg(a) }
 """
 
@@ -120,7 +120,7 @@ def test_uncalled_functions_go_and_called_ones_are_swept(parse, assert_same):
     assert dict(model.opset_imports) == {"": 17, "local": 1, "inner": 1}
     assert set(model.functions["local", "outer", ""].opset_imports) == {"", "inner"}
     assert result.summary == "removed 1 node, 2 functions, 2 opset imports"
-    assert_same(model, model, {"x": X[0]})
+    assert_same(parse(FUNCTIONS, check=False), model, {"x": X[0]})
 
 
 def test_default_domain_stays_imported_where_only_others_are_used(parse):
@@ -217,7 +217,7 @@ def test_exactly_the_nodes_that_outputs_depend_on_remain(data):
     assert result.modified == (len(needed) < count)
 
 
-def test_time_is_linear(parse):
+def test_time_is_linear():
     value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([3]))
     nodes, last = [], value
     for _ in range(20_000):
