@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -159,11 +159,15 @@ def draw(recipe: Sequence[Recipe], sizes: Mapping[Axis, int], seed: int) -> dict
     rng = np.random.default_rng(seed)
     feeds = {}
     for entry in recipe:
-        shape = [sizes.get((entry["name"], i), n) for i, n in enumerate(entry["shape"])]
+        shape = _resized(entry, sizes)
         is_float = np.issubdtype(np.dtype(entry["dtype"]), np.floating)
         sample = rng.uniform if is_float else rng.integers
         feeds[entry["name"]] = np.asarray(sample(entry["lo"], entry["hi"], shape)).astype(entry["dtype"])
     return feeds
+
+
+def _resized(entry: Recipe, sizes: Mapping[Axis, int]) -> list[int]:
+    return [sizes.get((entry["name"], i), n) for i, n in enumerate(entry["shape"])]
 
 
 def recipe_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -175,6 +179,14 @@ def recipe_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         bounds = {"lo": float(low), "hi": float(high)} if is_float else {"lo": int(low), "hi": int(high) + 1}
         found.append({"name": name, "dtype": str(array.dtype), "shape": list(array.shape), **bounds})
     return found
+
+
+class Run(NamedTuple):
+    """One set of inputs and what the model made of it."""
+
+    label: str
+    feeds: dict[str, np.ndarray]
+    outputs: list[np.ndarray]
 
 
 class Runner:
@@ -193,6 +205,29 @@ class Runner:
         except ORT_ERRORS:
             return None
         return outputs
+
+    def reference(
+        self, label: str, recipe: Sequence[Recipe], sizes: Mapping[Axis, int], seed: int
+    ) -> Run | None:
+        """Draw inputs and run them; None where the model does not take these sizes."""
+        feeds = draw(recipe, sizes, seed)
+        outputs = self(feeds)
+        return None if outputs is None else Run(label, feeds, outputs)
+
+
+def settle(model: Runner, recipe: Sequence[Recipe], groups: Sequence[set[Axis]]) -> Sequence[Recipe] | None:
+    """The recipe if the model runs on it, or with other sizes that it runs on; None if there are none.
+
+    Some exports declare an axis dynamic and run at one size only: every group is tried at 1 to 64.
+    """
+    if model(draw(recipe, {}, 0)) is not None:
+        return recipe
+    for group in groups:
+        for size in range(1, 65):
+            sizes = dict.fromkeys(group, size)
+            if model(draw(recipe, sizes, 0)) is not None:
+                return [{**r, "shape": _resized(r, sizes)} for r in recipe]
+    return None
 
 
 @dataclass(frozen=True)

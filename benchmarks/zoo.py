@@ -24,15 +24,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _common import megabytes, parser, run_child, run_step, table, write_json
+
+if TYPE_CHECKING:
+    import _checks  # the parent must stay small: the steps import it
 
 HEADER = ["model", "nodes", "after", "bytes", "s", "cpu s", "MiB", "max rel", "margin", "sizes", "verdict"]
 MAX_BYTES = 1.05
 
-#: For each input its name, dtype, base shape and range [lo, hi).
-Recipe = Sequence[Mapping[str, Any]]
+Recipe = Sequence[Mapping[str, Any]]  # for each input its name, dtype, base shape and range [lo, hi)
 
 
 # The three steps; each runs in a child of its own.
@@ -100,10 +102,13 @@ def _check_numbers(source: Path, target: Path, model: Any, recipe: Recipe) -> di
     runs, notes = _reference_runs(source, model, recipe)
     if not runs:
         return {"failed": ["the original does not run"], "notes": notes}
+    base = [run.outputs for run in runs[:2]]
+    if all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*base, strict=True)):
+        notes.append("same output for any input")
     try:
         runner = _checks.Runner(target)
     except _checks.ORT_ERRORS as error:
-        return {"failed": [f"does not load: {str(error).splitlines()[0][:120]}"], "notes": notes}
+        return {"failed": [f"does not load: {str(error).split('failed:')[-1].strip()[:120]}"], "notes": notes}
     failed, margin, relative = [], 0.0, 0.0
     for label, feeds, reference in runs:
         result = runner(feeds)
@@ -115,47 +120,41 @@ def _check_numbers(source: Path, target: Path, model: Any, recipe: Recipe) -> di
         relative = max([relative, *(g.relative for g in gaps)])
         if any(g.margin > 1 for g in gaps):
             failed.append(f"outputs differ at {label}")
-    base = [reference for label, _, reference in runs if label.startswith("base")]
-    if all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*base, strict=True)):
-        notes.append("same output for any input")
-    sizes = [label for label, _, _ in runs[1:]]
+    sizes = [run.label for run in runs]
     return {"failed": failed, "margin": margin, "max_rel": relative, "sizes": sizes, "notes": notes}
 
 
-def _reference_runs(source: Path, model: Any, recipe: Recipe) -> tuple[list[Any], list[str]]:
-    """Feeds and outputs of the original: twice at the base sizes, then with each dynamic axis resized.
+def _reference_runs(source: Path, model: Any, recipe: Recipe) -> tuple[list[_checks.Run], list[str]]:
+    """The original's outputs: twice at the base sizes, then with each dynamic axis resized, then with all.
 
-    Sizes that the original itself does not take are skipped and noted.
+    Sizes that the original itself does not take are skipped, and noted.
     """
     import _checks
 
-    runner = _checks.Runner(source)
-    base = {r["name"]: r["shape"] for r in recipe}
-    runs: list[Any] = []
-    notes: list[str] = []
-
-    def attempt(label: str, sizes: dict[Any, int], seed: int) -> bool:
-        feeds = _checks.draw(recipe, sizes, seed)
-        outputs = runner(feeds)
-        if outputs is not None:
-            runs.append((label, feeds, outputs))
-        return outputs is not None
-
-    if not (attempt("base", {}, 0) and attempt("base 2", {}, 1)):
-        return [], notes
-    together: dict[Any, int] = {}
+    original = _checks.Runner(source)
     groups = _checks.dynamic_axes(model, recipe)
+    settled = _checks.settle(original, recipe, groups)
+    if settled is None:
+        return [], []
+    base = {r["name"]: r["shape"] for r in settled}
+    runs = [r for seed in (0, 1) if (r := original.reference(f"base {seed}", settled, {}, seed))]
+    notes: list[str] = []
+    together: dict[_checks.Axis, int] = {}
     for group in groups:
         name, place = min(group)
         for size in _checks.other_sizes(base[name][place]):
-            if attempt(f"{name}[{place}]={size}", dict.fromkeys(group, size), 0):
-                together |= dict.fromkeys(group, size)
+            sizes = dict.fromkeys(group, size)
+            if run := original.reference(f"{name}[{place}]={size}", settled, sizes, 0):
+                runs.append(run)
+                together |= sizes
                 break
         else:
-            notes.append(f"{name}[{place}] is declared dynamic, but only {base[name][place]} runs")
-    if len(groups) > 1 and together:
-        attempt("all together", together, 2)
-    return runs, notes
+            notes.append(
+                f"{name}[{place}] is declared dynamic, but of the sizes tried only {base[name][place]} runs"
+            )
+    if len(groups) > 1 and (run := original.reference("all together", settled, together, 2)):
+        runs.append(run)
+    return (runs if len(runs) > 1 else []), notes
 
 
 # The parent, which loads no model.
@@ -223,7 +222,7 @@ def _row(outcome: Mapping[str, Any]) -> list[str]:
         megabytes(outcome.get("peak_rss")),
         number("max_rel", ".1e"),
         number("margin", ".2f"),
-        str(len(outcome.get("sizes", [])) + ("sizes" in outcome)),
+        str(len(outcome.get("sizes", []))),
         " ".join(["FAILED: " + "; ".join(outcome["failed"]) if outcome["failed"] else "ok", *notes]),
     ]
 

@@ -105,21 +105,29 @@ def _from_bytes(content: bytes) -> onnx.ModelProto:
 def _from_text(content: bytes, suffix: str) -> onnx.ModelProto:
     try:
         text = content.decode("utf-8")
-        _guard_brackets(text)
-        if suffix == ".onnxtxt":
-            return onnx.parser.parse_model(text)
-        proto = onnx.ModelProto()
-        parse = json_format.Parse if suffix == ".json" else text_format.Parse
-        parse(text, proto)
-        return proto
     except UnicodeDecodeError as error:
         raise InputError(f"the file is not UTF-8 text (byte {error.start})") from None
+    _guard_brackets(text)
+    if suffix == ".onnxtxt":
+        return _from_onnx_text(text)
+    proto = onnx.ModelProto()
+    parse = json_format.Parse if suffix == ".json" else text_format.Parse
+    try:
+        parse(text, proto)
+    except (json_format.ParseError, text_format.ParseError, RecursionError) as error:
+        raise InputError(f"this is not an ONNX model as {suffix[1:]}: {one_line(error)}") from None
+    return proto
+
+
+def _from_onnx_text(text: str) -> onnx.ModelProto:
+    try:
+        return onnx.parser.parse_model(text)
     except onnx.parser.ParseError as error:
         detail = error.args[0] if error.args else ""
         message = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(detail)
         raise InputError(f"this is not valid ONNX text: {one_line(message)}") from None
-    except (json_format.ParseError, text_format.ParseError, RecursionError) as error:
-        raise InputError(f"this is not an ONNX model as {suffix[1:]}: {one_line(error)}") from None
+    except (RuntimeError, ValueError, IndexError, OverflowError) as error:  # C++ exceptions about numbers
+        raise InputError(f"this is not valid ONNX text: {one_line(error)}") from None
 
 
 def _guard_brackets(text: str) -> None:

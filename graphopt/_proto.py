@@ -130,6 +130,8 @@ def guard(proto: onnx.ModelProto) -> list[Place]:
     _guard_text(proto)
     _guard_opsets("the model", proto.opset_import)
     for function in proto.functions:
+        if not function.domain or not function.name:
+            raise InputError(f"function {quoted(function.name)} has no domain or no name")
         _guard_opsets(f"function {quoted(function.name)}", function.opset_import)
     main = _survey(proto.graph)
     functions = {(f.domain, f.name, f.overload): _survey(f) for f in proto.functions}
@@ -180,6 +182,14 @@ def _guard_supported(message: Message) -> None:
             "the model has values of map type, which are not supported; "
             "export it without ZipMap (skl2onnx: options={'zipmap': False})"
         )
+    if isinstance(message, onnx.AttributeProto) and message.type in _GRAPH_TYPES and message.ref_attr_name:
+        raise UnsupportedError(
+            "a function of the model takes a subgraph as its attribute, which is not supported; "
+            "inline the functions first"
+        )
+
+
+_GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _guard_strings(what: str, strings: Iterable[str | bytes]) -> None:

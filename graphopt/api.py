@@ -32,7 +32,7 @@ RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 @dataclass
 class RunResult:
-    """What a run made: the model, in the form that came in (a path gives an onnx_ir.Model), and the report."""
+    """What a run made: the report, and the model (a ModelProto if one came in, else an onnx_ir.Model)."""
 
     model: onnx.ModelProto | ir.Model
     report: RunReport
@@ -106,7 +106,7 @@ def run(
 
 
 def plan(recipe: Recipe, model: ModelLike) -> RunReport:
-    """What a run would do: recipe, model, data and outputs are checked, no pass is run, nothing is written."""
+    """What a run would do: everything is checked, no pass is run, nothing is written."""
     for target in recipe.outputs:
         conversion.emitter_for(Path(target))
     source = str(model) if isinstance(model, str | os.PathLike) else "<model>"
@@ -152,7 +152,9 @@ def verify(
         feeds = [data.select_inputs(arrays, first, "inputs")]
     missing = {v.name for v in second.graph.inputs if v.name not in second.graph.initializers} - set(feeds[0])
     if missing:
-        raise InputError(f"the second model has inputs the first has not: {', '.join(sorted(map(str, missing)))}")
+        raise InputError(
+            f"the second model has inputs the first has not: {', '.join(sorted(map(str, missing)))}"
+        )
     wanted, got = evaluate.run(first, feeds).outputs, evaluate.run(second, feeds).outputs
     return compare.merge([compare.compare(w, g) for w, g in zip(wanted, got, strict=True)])
 
@@ -166,7 +168,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self.costs), **self.interface.to_json()}
+        return {**asdict(self.costs), **asdict(self.interface)}
 
 
 def inspect(model: ModelLike, *, axes: Mapping[str, int] | None = None) -> Inspection:

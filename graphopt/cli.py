@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphopt import __version__
-from graphopt.errors import GraphoptError, OutputError, RecipeError
+from graphopt.errors import GraphoptError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,9 @@ def cli() -> None:
 @cli.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @_MODEL
-@click.option("-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option(
+    "-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="File to write."
+)
 @click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Override an option.")
 @click.option("--dry-run", is_flag=True, help="Check recipe, model and data; run no pass, write nothing.")
 @click.option("--allow-code", is_flag=True, help="Let the recipe import Python code (package.module:name).")
@@ -56,7 +58,8 @@ def run(
     quiet: bool,
 ) -> None:
     """Run RECIPE over MODEL, verify every pass, write the outputs."""
-    from graphopt import api, recipe as recipes
+    from graphopt import api
+    from graphopt import recipe as recipes
 
     parsed = recipes.load(recipe, settings=settings, allow_code=allow_code)
     if dry_run:
@@ -72,7 +75,8 @@ def run(
 @_QUIET
 def optimize(model: Path, output: Path, as_json: bool, quiet: bool) -> None:
     """Fold, fuse and clean MODEL: the same function in fewer nodes."""
-    from graphopt import api, recipe as recipes
+    from graphopt import api
+    from graphopt import recipe as recipes
 
     _run(recipes.load(api.builtin_recipe("optimize")), model, [output], as_json, quiet)
 
@@ -96,7 +100,9 @@ def init(target: Path) -> None:
 
 @cli.command()
 @_MODEL
-@click.option("--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis for the MACs.")
+@click.option(
+    "--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis for the MACs."
+)
 @_JSON
 def inspect(model: Path, axes: tuple[str, ...], as_json: bool) -> None:
     """Show MODEL: nodes, parameters, MACs, bytes, opset, inputs and outputs, operators."""
@@ -119,11 +125,15 @@ def _axis(text: str) -> tuple[str, int]:
 @cli.command()
 @click.argument("reference", type=click.Path(path_type=Path))
 @_MODEL
-@click.option("--inputs", type=click.Path(path_type=Path), help="An .npz file of input arrays; drawn if not given.")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="An .npz file of input arrays; drawn if not given."
+)
 @click.option("--samples", default=4, show_default=True, help="How many inputs to draw.")
 @click.option("--seed", default=0, show_default=True, help="Their seed.")
 @click.option("--rtol", default=1e-4, show_default=True, help="Relative tolerance, per element.")
-@click.option("--atol", default=1e-5, show_default=True, help="Absolute tolerance, in units of the output's RMS.")
+@click.option(
+    "--atol", default=1e-5, show_default=True, help="Absolute tolerance, in units of the output's RMS."
+)
 @_JSON
 def verify(
     reference: Path,
@@ -257,11 +267,13 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except MemoryError:
         _fail("out of memory; close other programs or use a larger machine", 2)
-    except Exception as error:  # noqa: BLE001 - the last stop: a defect of ours, said in one line
+    except Exception as error:
         if os.environ.get("GRAPHOPT_TRACEBACK"):
             raise
         text = (str(error).strip() or "no message").splitlines()[0]
-        _fail(f"defect: {type(error).__name__}: {text} (set GRAPHOPT_TRACEBACK=1 and report the traceback)", 3)
+        _fail(
+            f"defect: {type(error).__name__}: {text} (set GRAPHOPT_TRACEBACK=1 and report the traceback)", 3
+        )
 
 
 def _fail(message: str, code: int) -> None:

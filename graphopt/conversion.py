@@ -89,7 +89,9 @@ def importer_for(source: Path) -> Importer:
     for importer in _importers:
         if importer.accepts(source):
             return importer
-    raise InputError(f"'{source}': no importer reads '{source.suffix or source.name}' files; {_known(_importers)}")
+    raise InputError(
+        f"'{source}': no importer reads '{source.suffix or source.name}' files; {_known(_importers)}"
+    )
 
 
 def emitter_for(target: Path) -> Emitter:
@@ -102,7 +104,9 @@ def emitter_for(target: Path) -> Emitter:
     for emitter in _emitters:
         if emitter.accepts(target):
             return emitter
-    raise OutputError(f"'{target}': no emitter writes '{target.suffix or target.name}' files; {_known(_emitters)}")
+    raise OutputError(
+        f"'{target}': no emitter writes '{target.suffix or target.name}' files; {_known(_emitters)}"
+    )
 
 
 def _known(converters: list[Importer] | list[Emitter]) -> str:

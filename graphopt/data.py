@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +77,16 @@ def select_inputs(arrays: Mapping[str, np.ndarray], model: ir.Model, what: str) 
     for value in _required_inputs(model):
         name = str(value.name)
         if name not in arrays:
-            raise InputError(f"{what} has no array for input '{name}'; it has: {', '.join(sorted(arrays)) or 'none'}")
+            raise InputError(
+                f"{what} has no array for input '{name}'; it has: {', '.join(sorted(arrays)) or 'none'}"
+            )
         array = arrays[name]
         if value.dtype is not None and array.dtype != value.dtype.numpy():
             raise InputError(f"{what}: array '{name}' is {array.dtype}, the model's input is {value.dtype}")
         if value.shape is not None and array.ndim != len(value.shape):
-            raise InputError(f"{what}: array '{name}' has {array.ndim} axes, the model's input has {len(value.shape)}")
+            raise InputError(
+                f"{what}: array '{name}' has {array.ndim} axes, the model's input has {len(value.shape)}"
+            )
         chosen[name] = array
     if len({len(a) for a in chosen.values() if a.ndim}) > 1:
         raise InputError(f"{what}: the arrays differ in their number of samples (first axis)")
@@ -95,7 +99,10 @@ def _required_inputs(model: ir.Model) -> list[ir.Value]:
 
 def rows(arrays: Arrays, start: int, count: int) -> Arrays:
     """``count`` samples from ``start`` on, going round at the end."""
-    return {n: a.take(range(start, start + count), axis=0, mode="wrap") if a.ndim else a for n, a in arrays.items()}
+    return {
+        n: a.take(range(start, start + count), axis=0, mode="wrap") if a.ndim else a
+        for n, a in arrays.items()
+    }
 
 
 def fixed_batch(model: ir.Model) -> int | None:
@@ -133,10 +140,10 @@ def _evaluate_function(path: str, predict: Callable[[Mapping[str, np.ndarray]], 
     return float(value)
 
 
-def _evaluate_top1(recipe: Recipe, evaluation: Evaluation, model: ir.Model, session: evaluate.Session) -> float:
+def _evaluate_top1(
+    recipe: Recipe, evaluation: Evaluation, model: ir.Model, session: evaluate.Session
+) -> float:
     what = f"evaluation '{evaluation.file}'"
-    if not is_file_reference(evaluation.file):
-        raise InputError(f"{what}: must be a file")
     arrays = load_arrays(recipe.folder / evaluation.file)
     if evaluation.labels not in arrays:
         raise InputError(f"{what} has no array '{evaluation.labels}'; it has: {', '.join(sorted(arrays))}")
@@ -144,25 +151,21 @@ def _evaluate_top1(recipe: Recipe, evaluation: Evaluation, model: ir.Model, sess
     inputs = select_inputs(arrays, model, what)
     samples = len(next(iter(inputs.values())))
     if labels.shape[:1] != (samples,) or samples == 0:
-        raise InputError(f"{what}: {samples} samples, but '{evaluation.labels}' has shape {list(labels.shape)}")
-    predicted = _predict_classes(inputs, samples, fixed_batch(model) or _BATCH, fixed_batch(model), session)
+        raise InputError(
+            f"{what}: {samples} samples, but '{evaluation.labels}' has shape {list(labels.shape)}"
+        )
+    predicted = _predict_classes(inputs, samples, fixed_batch(model), session)
     if predicted.shape != labels.shape:
         raise InputError(f"{what}: classes have shape {list(predicted.shape)}, labels {list(labels.shape)}")
     return float(np.mean(predicted == labels))
 
 
-def is_file_reference(text: str) -> bool:
-    """Whether the text can be a file name at all."""
-    return bool(text) and "\0" not in text
-
-
 def _predict_classes(
-    inputs: Arrays, samples: int, batch: int, fixed: int | None, session: evaluate.Session
+    inputs: Arrays, samples: int, fixed: int | None, session: evaluate.Session
 ) -> np.ndarray:
-    """Arg-max over the last axis of the first output for all samples; the last batch is filled up if fixed."""
-    parts: Sequence[np.ndarray] = []
-    parts = [
-        next(iter(session.run(rows(inputs, start, batch if fixed else min(batch, samples - start))).values()))
-        for start in range(0, samples, batch)
-    ]
-    return np.concatenate([p.argmax(axis=-1) for p in parts])[:samples]
+    """Arg-max over the last axis of the first output; where the batch is fixed, the last one is filled up."""
+    parts = []
+    for start in range(0, samples, fixed or _BATCH):
+        outputs = session.run(rows(inputs, start, fixed or min(_BATCH, samples - start)))
+        parts.append(next(iter(outputs.values())).argmax(axis=-1))
+    return np.concatenate(parts)[:samples]

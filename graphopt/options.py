@@ -20,7 +20,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-__all__ = ["ConversionError", "Option", "convert", "json_schema", "nearest", "option", "options_of", "type_name"]
+__all__ = [
+    "ConversionError",
+    "Option",
+    "convert",
+    "json_schema",
+    "nearest",
+    "option",
+    "options_of",
+    "type_name",
+]
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -186,7 +195,13 @@ def _bounded(value: Any, declared: Option, path: Path) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = declared.minimum, declared.maximum
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+            bounds = (
+                f"at least {low}"
+                if high is None
+                else f"at most {high}"
+                if low is None
+                else f"{low} to {high}"
+            )
             raise ConversionError(f"'{declared.name}' is {value}, must be {bounds}", path)
     return value
 
@@ -242,7 +257,7 @@ def _wrong_type(value: Any, kind: Any, path: Path) -> ConversionError:
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a type, with help texts, defaults and bounds of dataclass options."""
+    """The JSON Schema (draft 2020-12) of a type; options have their help, default and bounds."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return {}

@@ -94,7 +94,9 @@ class Pipeline:
                 raise InputError(f"model.inputs names '{name}', but the model's inputs are: {known}")
             declared = names[name].shape
             if declared is not None and len(declared) != len(shape):
-                raise InputError(f"model.inputs gives '{name}' {len(shape)} axes; the model's input has {len(declared)}")
+                raise InputError(
+                    f"model.inputs gives '{name}' {len(shape)} axes; the model's input has {len(declared)}"
+                )
 
     def _pinned_axes(self) -> dict[str, int]:
         axes: dict[str, int] = {}
@@ -115,7 +117,8 @@ class Pipeline:
             modified = self._apply(step, entry)
             entry.seconds = time.perf_counter() - started
             if not modified:
-                entry.summary = entry.summary or "nothing to do"
+                left = len(entry.refusals)
+                entry.summary = f"nothing to do; left {left} alone" if left else "nothing to do"
                 return
             self._judge(step, entry)
         except _Rejection as rejection:
@@ -133,7 +136,7 @@ class Pipeline:
             result = step.pass_(self.model)
         except UserError as error:
             raise _Rejection(str(error), VerificationError) from error
-        except Exception as error:  # noqa: BLE001 - whatever a pass raises, the model goes back
+        except Exception as error:
             reason = f"raised {type(error).__name__}: {_one_line(error)} (a defect; please report it)"
             raise _Rejection(reason, DefectError) from error
         self.model = result.model
@@ -179,7 +182,9 @@ class Pipeline:
             return  # onnxruntime's optimizer would copy all weights
         optimized = self._verifier.judge_optimized(self.model)
         if not optimized.agrees:
-            self.report.notes.append(f"onnxruntime's own optimizer changes this model's numbers: {optimized.reason}")
+            self.report.notes.append(
+                f"onnxruntime's own optimizer changes this model's numbers: {optimized.reason}"
+            )
 
 
 def _one_line(error: BaseException) -> str:
@@ -192,7 +197,8 @@ def _missed_gate(gate: Gate, entry: StepReport, after: costs.Costs) -> str | Non
     if gate.must_shrink and after.bytes >= entry.before.bytes:
         return f"must_shrink: bytes went from {entry.before.bytes} to {after.bytes}"
     if gate.max_metric_drop is not None:
-        assert entry.metric_before is not None and entry.metric_after is not None
+        assert entry.metric_before is not None
+        assert entry.metric_after is not None
         drop = entry.metric_before - entry.metric_after
         if drop > gate.max_metric_drop:
             return f"max_metric_drop: {gate.max_metric_drop:g}, measured {drop:.4f}"

@@ -48,7 +48,7 @@ class ModelSection:
 
     inputs: Mapping[str, tuple[int | str, ...]] = option(
         default_factory=dict,
-        help="Shapes of inputs: a number pins an axis for sampling and costs, a name ties equal axes together.",
+        help="Shapes of inputs: a number pins an axis for samples and costs, a name ties equal axes.",
     )
 
 
@@ -67,11 +67,11 @@ class Data:
 
     calibration: str | None = option(
         None,
-        help="Arrays named like the inputs: an .npz file, a folder of .npz or .npy files, or package.module:function.",
+        help="Arrays named like the inputs: an .npz, a folder of .npz or .npy, or package.module:function.",
     )
     evaluation: Evaluation | str | None = option(
         None,
-        help="A labelled test set, or package.module:function(predict) returning a number (higher is better).",
+        help="A labelled test set, or package.module:function(predict) returning a number (more is better).",
     )
 
 
@@ -83,10 +83,14 @@ class Verify:
     seed: int = option(0, min=0, help="Seed of the drawn sample inputs.")
     rtol: float = option(1e-4, min=0, max=0.1, help="Relative tolerance of exact passes, per element.")
     atol: float = option(
-        1e-5, min=0, max=0.1, help="Absolute tolerance of exact passes, in units of max(1, RMS of the output)."
+        1e-5,
+        min=0,
+        max=0.1,
+        help="Absolute tolerance of exact passes, in units of max(1, RMS of the output).",
     )
     on_failure: Literal["undo", "stop"] = option(
-        "undo", help="undo: take the pass back and go on. stop: end the run with exit code 1, nothing written."
+        "undo",
+        help="undo: take the pass back and go on. stop: end the run with exit code 1, nothing written.",
     )
 
 
@@ -97,13 +101,17 @@ class Gate:
     All are measured between the model before the pass and the model after it.
     """
 
-    min_sqnr_db: float | None = option(None, help="Lowest signal-to-quantization-noise ratio of any output, in dB.")
+    min_sqnr_db: float | None = option(
+        None, help="Lowest signal-to-quantization-noise ratio of any output, in dB."
+    )
     min_cosine: float | None = option(None, min=-1, max=1, help="Lowest cosine similarity of any output.")
     min_top1_agreement: float | None = option(
         None, min=0, max=1, help="Lowest share of rows whose largest element stays the same, in any output."
     )
     max_metric_drop: float | None = option(
-        None, min=0, help="Largest fall of the evaluation metric, in its own unit (0.005 is half a point of top1)."
+        None,
+        min=0,
+        help="Largest fall of the evaluation metric, in its own unit (0.005 is half a point of top1).",
     )
     must_shrink: bool = option(False, help="The model's bytes must become fewer.")
 
@@ -166,7 +174,11 @@ def load(path: str | Path, *, settings: Iterable[str] = (), allow_code: bool = F
 
 
 def from_data(
-    data: Mapping[str, Any], *, folder: Path | None = None, settings: Iterable[str] = (), allow_code: bool = False
+    data: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    settings: Iterable[str] = (),
+    allow_code: bool = False,
 ) -> Recipe:
     """A recipe from plain data of the same form as the YAML file."""
     document = yaml_source.Document("<recipe>")
@@ -283,7 +295,9 @@ class _Settings:
             name, dot, key = target.rpartition(".")
             if not (equals and dot and name and key):
                 raise RecipeError(f"--set {text}: write it as pass.option=value")
-            self.values.setdefault(name, {})[key] = yaml_source.parse(value, f"--set {text}").data if value else ""
+            self.values.setdefault(name, {})[key] = (
+                yaml_source.parse(value, f"--set {text}").data if value else ""
+            )
 
     def merged(self, name: str, given: Any) -> Any:
         """The options given in the recipe, with the overrides for ``name`` on top."""
@@ -319,7 +333,9 @@ def _step_schema() -> dict[str, Any]:
     choices: list[dict[str, Any]] = [{"type": "string", "enum": sorted(registry.pass_classes())}]
     for name, cls in registry.pass_classes().items():
         pass_options = {**options.json_schema(cls), "description": _first_line(cls)}
-        entry = {"anyOf": [pass_options, {"type": "null"}]} if "required" not in pass_options else pass_options
+        entry = (
+            {"anyOf": [pass_options, {"type": "null"}]} if "required" not in pass_options else pass_options
+        )
         choices.append(
             {
                 "type": "object",

@@ -65,7 +65,9 @@ def register(cls: P) -> P:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ValueError(f"pass name '{name}' of {cls.__qualname__} is not kebab-case")
     if name in _registered and _registered[name].__qualname__ != cls.__qualname__:
-        raise ValueError(f"two passes are named '{name}': {_registered[name].__qualname__} and {cls.__qualname__}")
+        raise ValueError(
+            f"two passes are named '{name}': {_registered[name].__qualname__} and {cls.__qualname__}"
+        )
     if not (cls.__doc__ or "").strip():
         raise ValueError(f"pass '{name}' has no docstring")
     _registered[name] = cls

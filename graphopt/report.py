@@ -94,23 +94,21 @@ class RunReport:
         }
 
     def table(self) -> RenderableType:
-        """The passes as a table: what each did, to which size, in which time, how near, and the verdict."""
+        """The passes as a table: what each did, what it left, in which time, how near, and the verdict."""
+        from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=None, header_style="bold", expand=False)
-        table.add_column("pass", no_wrap=True)
-        table.add_column("what it did", ratio=1)
+        table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("pass, and what it did", min_width=22)
         for name in ("nodes", "MACs", "bytes", "time", "agreement"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
+        table.add_row(Text("(input)", style="dim"), *_sizes(self.before))
         for step in self.passes:
             table.add_row(
-                step.name,
-                Text(step.reason or step.summary),
-                _change(step.before.nodes, step.after.nodes, str),
-                _change(step.before.macs, step.after.macs, count),
-                _change(step.before.bytes, step.after.bytes, human_bytes),
+                Text.assemble(step.name, "\n", ("  " + (step.reason or step.summary), "dim")),
+                *_sizes(step.after),
                 f"{step.seconds:.2f} s",
                 agreement(step.verdict),
                 Text(step.status, style=_STYLES[step.status]),
@@ -157,8 +155,8 @@ def agreement(verdict: Verdict | None) -> str:
     return "differs" if sqnr is None else f"SQNR {sqnr:.1f} dB"
 
 
-def _change(before: int, after: int, show: Any) -> str:
-    return show(after) if before == after else f"{show(before)} -> {show(after)}"
+def _sizes(costs: Costs) -> tuple[str, str, str]:
+    return str(costs.nodes), count(costs.macs), human_bytes(costs.bytes)
 
 
 def human_bytes(number: int) -> str:

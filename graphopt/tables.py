@@ -95,7 +95,10 @@ def passes(classes: dict[str, type[ir.passes.PassBase]]) -> Table:
 
 def one_pass(name: str, cls: type[ir.passes.PassBase]) -> Group:
     """One pass: its documentation, source and options."""
-    parts: list[Any] = [Text(f"{name} ({_kind(cls)})", style="bold"), Text(inspect.cleandoc(cls.__doc__ or ""))]
+    parts: list[Any] = [
+        Text(f"{name} ({_kind(cls)})", style="bold"),
+        Text(inspect.cleandoc(cls.__doc__ or "")),
+    ]
     source = getattr(cls, "source", "")
     if source:
         parts.append(Text(f"\nSource: {source}"))

@@ -29,8 +29,10 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), [*_first, ""] if _tag == "null" else list(_first)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(f"(?:{_pattern})$"),
+        [*_first, ""] if _tag == "null" else list(_first),
     )
 
 
@@ -50,10 +52,14 @@ class Document:
             path, places = path[:-1], self._values
         return places.get(path, Location(self.file, 1, 1))
 
-    def remember(self, path: Path, mark: yaml.Mark, *, as_key: bool = False) -> None:
+    def remember(self, path: Path, mark: Any, *, as_key: bool = False) -> None:
         """Note where the value (or key) at ``path`` stands."""
         places = self._keys if as_key else self._values
-        places[path] = Location(self.file, mark.line + 1, mark.column + 1)
+        places[path] = _place(self.file, mark)
+
+
+def _place(file: str, mark: Any) -> Location:
+    return Location(file, mark.line + 1, mark.column + 1)
 
 
 def parse(text: str, file: str) -> Document:
@@ -70,7 +76,7 @@ def parse(text: str, file: str) -> Document:
         root = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = Location(file, mark.line + 1, mark.column + 1) if mark else None
+        where = _place(file, mark) if mark else None
         raise RecipeError(f"not YAML: {error.problem or error.context}", where) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"not YAML: {str(error).splitlines()[0]}", Location(file, 1, 1)) from error
@@ -86,7 +92,7 @@ def _check_events(text: str, file: str) -> None:
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
-        where = Location(file, event.start_mark.line + 1, event.start_mark.column + 1)
+        where = _place(file, event.start_mark)
         if depth > limits.RECIPE_DEPTH:
             raise RecipeError(f"nested deeper than {limits.RECIPE_DEPTH} levels (RECIPE_DEPTH)", where)
         if aliases > limits.RECIPE_ALIASES:
@@ -95,7 +101,9 @@ def _check_events(text: str, file: str) -> None:
 
 def _plain(node: yaml.Node, path: Path, document: Document) -> Any:
     if len(path) > limits.RECIPE_DEPTH:  # an alias inside its own anchor
-        raise RecipeError(f"nested deeper than {limits.RECIPE_DEPTH} levels (RECIPE_DEPTH)", document.locate(path[:8]))
+        raise RecipeError(
+            f"nested deeper than {limits.RECIPE_DEPTH} levels (RECIPE_DEPTH)", document.locate(path[:8])
+        )
     document.remember(path, node.start_mark)
     if isinstance(node, yaml.MappingNode):
         return _plain_mapping(node, path, document)
@@ -107,7 +115,7 @@ def _plain(node: yaml.Node, path: Path, document: Document) -> Any:
 def _plain_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        where = Location(document.file, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+        where = _place(document.file, key_node.start_mark)
         if not isinstance(key_node, yaml.ScalarNode):
             raise RecipeError("a key must be text", where)
         key = key_node.value

@@ -25,7 +25,9 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def test_importing_graphopt_imports_nothing_heavy():
-    code = "import sys, graphopt; print(sorted({'onnx', 'onnx_ir', 'numpy', 'onnxruntime'} & set(sys.modules)))"
+    code = (
+        "import sys, graphopt; print(sorted({'onnx', 'onnx_ir', 'numpy', 'onnxruntime'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -59,5 +59,7 @@ def test_pass_files_are_named_as_their_pass():
     for name, cls in registry.pass_classes().items():
         if cls.__module__.startswith("graphopt."):
             assert cls.__module__.rpartition(".")[2] == name.replace("-", "_")
-            mirrored = "tests/" + "/".join(cls.__module__.split(".")[1:-1]) + f"/test_{name.replace('-', '_')}.py"
+            mirrored = (
+                "tests/" + "/".join(cls.__module__.split(".")[1:-1]) + f"/test_{name.replace('-', '_')}.py"
+            )
             assert (ROOT / mirrored).exists(), f"{name} has no {mirrored}"

@@ -113,7 +113,11 @@ _values = st.one_of(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*(o.name for o in options.options_of(Sample)), "other"]), _values, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from([*(o.name for o in options.options_of(Sample)), "other"]), _values, max_size=3
+    )
+)
 def test_the_schema_accepts_what_conversion_accepts(data):
     """An integral float such as 8.0 is an integer to JSON Schema; YAML tells them apart and so do we."""
     schema_ok = jsonschema.Draft202012Validator(options.json_schema(Sample)).is_valid(data)

@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def tree_files() -> set[str]:
     """The package's files as the wheel should name them; passes/ and converters/ are mapped into it."""
     files = set()
-    for folder, prefix in (("graphopt", "graphopt"), ("passes", "graphopt/passes"), ("converters", "graphopt/converters")):
+    for folder, prefix in (
+        ("graphopt", "graphopt"),
+        ("passes", "graphopt/passes"),
+        ("converters", "graphopt/converters"),
+    ):
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder)
             linked = folder == "graphopt" and inside.parts[0] in ("passes", "converters")
@@ -42,11 +46,17 @@ def test_the_wheel_is_the_tree(wheel_files):
 
 def test_every_subpackage_is_listed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {Path(name).parent.as_posix().replace("/", ".") for name in tree_files() if name.endswith((".py", ".yaml"))}
+    found = {
+        Path(name).parent.as_posix().replace("/", ".")
+        for name in tree_files()
+        if name.endswith((".py", ".yaml"))
+    }
     assert listed == found
 
 
 @pytest.mark.parametrize("package", ["passes", "converters"])
 def test_a_second_copy_of_the_registry_is_refused(package):
-    done = subprocess.run([sys.executable, "-c", f"import {package}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert f"import graphopt.{package}, not {package}" in done.stderr

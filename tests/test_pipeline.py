@@ -65,7 +65,7 @@ class Act(Pass):
         return self.action(model) or PassResult(model, True)
 
 
-def go(model, *passes, gate=None, **sections) -> Pipeline:
+def go(model, /, *passes, gate=None, **sections) -> Pipeline:
     recipe = Recipe(tuple(Step(p.name, p, gate) for p in passes), **sections)
     pipeline = Pipeline(recipe, model)
     pipeline.run()
@@ -269,7 +269,10 @@ def test_pinned_axes_count_in_the_costs(model):
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
-    [({"q": (1, 4)}, "names 'q', but the model's inputs are: x"), ({"x": (1,)}, "gives 'x' 1 axes; the model's input has 2")],
+    [
+        ({"q": (1, 4)}, "names 'q', but the model's inputs are: x"),
+        ({"x": (1,)}, "gives 'x' 1 axes; the model's input has 2"),
+    ],
 )
 def test_wrong_pinned_inputs(model, inputs, message):
     with pytest.raises(InputError, match=message):

@@ -80,8 +80,16 @@ def test_the_recipes_that_ship_are_valid(name):
         ("samples: 4", "samples: four", ":7:19: 'samples' must be int, not 'four'"),
         ("samples: 4", "samples: 0", ":7:19: 'samples' is 0, must be 1 to 1024"),
         ("on_failure: undo", "on_failure: stopp", "'stopp' is not one of undo | stop; did you mean 'stop'?"),
-        ("- fold-constants", "- fold-constant", ":9:5: unknown pass 'fold-constant'; did you mean 'fold-constants'?"),
-        ("{exclude: [gelu]}", "{exclud: [gelu]}", ":10:12: pass 'fuse': unknown key 'exclud'; did you mean 'exclude'?"),
+        (
+            "- fold-constants",
+            "- fold-constant",
+            ":9:5: unknown pass 'fold-constant'; did you mean 'fold-constants'?",
+        ),
+        (
+            "{exclude: [gelu]}",
+            "{exclud: [gelu]}",
+            ":10:12: pass 'fuse': unknown key 'exclud'; did you mean 'exclude'?",
+        ),
         ("{exclude: [gelu]}", "{exclude: [gelo]}", "gelu"),
         ("{exclude: [gelu]}", "{exclude: gelu}", "'exclude' must be list of str, not 'gelu'"),
         ("bits: 8", "bits: 7", "pass 'quantize-weights': 7 is not one of"),
@@ -90,13 +98,29 @@ def test_the_recipes_that_ship_are_valid(name):
         ("gate: {", "gates: {", "one pass (and its 'gate') per list item, found 'quantize-weights', 'gates'"),
         ("min_sqnr_db", "min_sqnr", ":12:12: unknown key 'min_sqnr'; did you mean 'min_sqnr_db'?"),
         ("min_sqnr_db: 30", "min_sqnr_db: high", "'min_sqnr_db' must be float, not 'high'"),
-        ("  evaluation: {file: test.npz, labels: y, metric: top1}\n", "", "'max_metric_drop' cannot be evaluated"),
+        (
+            "  evaluation: {file: test.npz, labels: y, metric: top1}\n",
+            "",
+            "'max_metric_drop' cannot be evaluated",
+        ),
         ("metric: top1", "metric: top5", "'top5' is not one of top1"),
         ("labels: y, ", "", "'labels' is missing (str)"),
         ("[model.opt.onnx]", "model.opt.onnx", "'outputs' must be list of str, not 'model.opt.onnx'"),
-        ("calib.npz", "my.data:load", ":5:16: calibration 'my.data:load' would import code; add --allow-code"),
-        ("{file: test.npz, labels: y, metric: top1}", "my.task:score", "evaluation 'my.task:score' would import code"),
-        ("- fold-constants", "- my.passes:Mine", ":9:5: pass 'my.passes:Mine' would import code; add --allow-code"),
+        (
+            "calib.npz",
+            "my.data:load",
+            ":5:16: calibration 'my.data:load' would import code; add --allow-code",
+        ),
+        (
+            "{file: test.npz, labels: y, metric: top1}",
+            "my.task:score",
+            "evaluation 'my.task:score' would import code",
+        ),
+        (
+            "- fold-constants",
+            "- my.passes:Mine",
+            ":9:5: pass 'my.passes:Mine' would import code; add --allow-code",
+        ),
         ("- fold-constants", "- 3", "a pass is a name, or a mapping"),
         ("- fold-constants", "- {}", "per list item, found none"),
         ("[batch, 3, 224, 224]", "[batch, 3.5]", "must be int | str, not 3.5"),
@@ -125,7 +149,7 @@ def test_passes_must_be_given(read):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(InputError, match="cannot read recipe .*: No such file"):
+    with pytest.raises(InputError, match=r"cannot read recipe .*: No such file"):
         recipes.load(tmp_path / "none.yaml")
     (tmp_path / "model.onnx").write_bytes(b"\x08\x08\xff\xfe")
     with pytest.raises(RecipeError, match="not UTF-8 text"):
@@ -133,7 +157,9 @@ def test_missing_and_binary_files(tmp_path):
 
 
 def test_settings_override_options(read):
-    recipe = read(FULL, settings=["fuse.exclude=[]", "verify.samples=9", "quantize-weights.granularity=per-tensor"])
+    recipe = read(
+        FULL, settings=["fuse.exclude=[]", "verify.samples=9", "quantize-weights.granularity=per-tensor"]
+    )
     assert recipe.passes[1].pass_.exclude == ()
     assert recipe.verify.samples == 9
     assert recipe.passes[2].pass_.granularity == "per-tensor"
@@ -191,7 +217,11 @@ def test_the_schema_is_valid_and_agrees_with_the_parser():
     validator = jsonschema.Draft202012Validator(schema)
     good = yaml.safe_load(FULL)
     validator.validate(good)
-    for key, value in (("passes", ["fold-constant"]), ("passes", [{"fuse": {"exclud": []}}]), ("verify", {"samples": "x"})):
+    for key, value in (
+        ("passes", ["fold-constant"]),
+        ("passes", [{"fuse": {"exclud": []}}]),
+        ("verify", {"samples": "x"}),
+    ):
         assert not validator.is_valid({**good, key: value})
 
 

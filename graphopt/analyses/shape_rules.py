@@ -3,8 +3,9 @@
 The library is made for exporters, where a plausible shape is welcome. A rewrite needs a certain one, so every
 rule of the standard domain is wrapped:
 
-* Certain shapes: a slice of an axis whose size is open has no fixed size; two differently named axes that meet
-  in a broadcast are not the same axis (one may be 1); Squeeze without axes drops an unknown number of axes.
+* Certain shapes: a slice of an axis whose size is open has no fixed size; two differently named axes that
+  meet in a broadcast are not the same axis (one may be 1); Squeeze without axes drops an unknown number of
+  axes.
 * Values: whatever is computed from constants is computed by our own kernels. Vectors of axes, such as the
   target of a Reshape, go through the same kernels as indices into what is known of their elements, so that
   every operator that only moves elements is covered. Comparisons of axes are decided where they can be
@@ -66,6 +67,8 @@ def _install() -> None:
             rule = registry.get("", name, version=version)
             if rule is not None:
                 registry.register("", name, since_version=version)(_wrapped(rule))
+    if registry.get("", "Slice", version=1) is None:
+        registry.register("", "Slice", since_version=1)(_wrapped(lambda context, node: None))
 
 
 def _wrapped(rule: Rule) -> Rule:
@@ -75,7 +78,10 @@ def _wrapped(rule: Rule) -> Rule:
             rule(context, node)
             return
         guard = _Guard(context, node)
-        rule(guard, node)
+        if node.op_type == "Slice":
+            _infer_slice(context, node)
+        elif not _infer_constant(context, node):
+            rule(guard, node)
         correct = _CORRECTIONS.get(node.op_type)
         if correct is not None:
             correct(context, node)
@@ -164,62 +170,77 @@ def _separate(context: Any, output: ir.Value, operands: list[list[Dim]], behind:
 
 
 def _correct_squeeze(context: Any, node: ir.Node) -> None:
-    data, axes = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else node.attributes.get("axes")
-    if axes is None and data is not None and _static(data.shape) is None:
-        node.outputs[0].shape = None
-    elif isinstance(axes, ir.Value) and ir.convenience.get_const_tensor(axes) is None:
+    """Without known axes, the rank depends on which axes turn out to be 1."""
+    data = node.inputs[0]
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is not None:
+        certain = ir.convenience.get_const_tensor(axes) is not None
+    else:
+        certain = "axes" in node.attributes or data is None or _static(data.shape) is not None
+    if not certain:
         node.outputs[0].shape = None
 
 
-def _correct_slice(context: Any, node: ir.Node) -> None:
+def _infer_constant(context: Any, node: ir.Node) -> bool:
+    """A Constant whose tensor :mod:`shapes` has already laid beside its output."""
+    if node.op_type != "Constant" or node.outputs[0].const_value is None:
+        return False
+    tensor = node.outputs[0].const_value
+    context.set_shape_and_dtype(node.outputs[0], ir.Shape(tensor.shape.numpy()), tensor.dtype)
+    return True
+
+
+def _infer_slice(context: Any, node: ir.Node) -> None:
+    """Exact sizes, or new axes; the library's expressions are costly and assume that bounds are in range."""
     data, output = node.inputs[0], node.outputs[0]
-    if data is None or data.shape is None or output.shape is None or len(output.shape) != len(data.shape):
+    if data is None:
         return
-    bounds = _slice_bounds(context, node, len(data.shape))
-    if bounds is None:
-        output.shape = ir.Shape([context.new_symbolic_dim() for _ in data.shape])
-        return
-    dims = list(data.shape)
-    for axis, start, end, step in bounds:
-        size = _sliced(dims[axis], start, end, step, output.shape[axis])
-        dims[axis] = context.new_symbolic_dim() if size is None else size
-    output.shape = ir.Shape(dims)
+    shape = None
+    if data.shape is not None:
+        bounds = _slice_bounds(context, node, len(data.shape))
+        dims: list[Dim | None] = list(data.shape) if bounds is not None else [None] * len(data.shape)
+        for axis, start, end, step in bounds or ():
+            dims[axis] = _sliced(data.shape[axis], start, end, step)
+        shape = ir.Shape([context.new_symbolic_dim() if d is None else d for d in dims])
+    context.set_shape_and_dtype(output, shape, data.dtype)
 
 
 def _slice_bounds(context: Any, node: ir.Node, rank: int) -> list[tuple[int, Dim, Dim, int]] | None:
     """(axis, start, end, step) for every sliced axis; None where the axes or steps are not known."""
+    lists: list[Sequence[Dim] | None] = [None] * 4
     if context.opset < 10:
-        lists = [
-            node.attributes[n].as_ints() if n in node.attributes else None for n in ("starts", "ends", "axes")
-        ]
+        for i, name in enumerate(("starts", "ends", "axes")):
+            lists[i] = node.attributes[name].as_ints() if name in node.attributes else None
     else:
-        lists = [context.get_symbolic_value(v) if v is not None else None for v in node.inputs[1:]]
-        if any(v is not None and known is None for v, known in zip(node.inputs[3:], lists[2:], strict=False)):
-            return None
-    starts, ends, axes, steps = (*lists, None, None)[:4]
-    count = next((len(x) for x in (starts, ends, axes) if x is not None), None)
+        for i, value in enumerate(node.inputs[1:5]):
+            lists[i] = context.get_symbolic_value(value) if value is not None else None
+            if lists[i] is None and value is not None and i > 1:
+                return None
+    count = next((len(x) for x in lists if x is not None), None)
     if count is None:
         return None
     unknown = [ir.SymbolicDim(PLACEHOLDER)] * count
-    axes, steps = axes or range(count), steps or [1] * count
-    if not all(isinstance(n, int) for n in (*axes, *steps)) or any(not -rank <= a < rank for a in axes):
+    starts, ends, axes, steps = (
+        default if given is None else given
+        for given, default in zip(lists, (unknown, unknown, range(count), [1] * count), strict=True)
+    )
+    found = []
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if not isinstance(axis, int) or not isinstance(step, int) or not -rank <= axis < rank:
+            return None
+        found.append((axis % rank, start, end, step))
+    return found
+
+
+def _sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
+    """The size of a slice of an axis; None where it is not certain."""
+    if not isinstance(start, int) or not isinstance(end, int) or step == 0:
         return None
-    return [
-        (a % rank, b, e, s)
-        for a, b, e, s in zip(axes, starts or unknown, ends or unknown, steps, strict=True)
-    ]
-
-
-def _sliced(dim: Dim, start: Dim, end: Dim, step: int, guess: Dim) -> Dim | None:
-    """The size of a slice, None where it is not known; ``guess`` is the library's expression for it."""
-    if isinstance(start, int) and isinstance(end, int):
-        if isinstance(dim, int):
-            return len(range(dim)[kernels.slice_of(start, end, step, dim)])
-        if start == 0 and step == 1 and end >= _FULL_END:
-            return dim
-        if start in (-1, _FULL_END, 2**63 - 1) and step == -1 and end <= -_FULL_END:
-            return dim
-    return None if isinstance(guess, int) or is_placeholder(guess) else guess
+    if isinstance(dim, int):
+        return len(range(dim)[kernels.slice_of(start, end, step, dim)])
+    forwards = start == 0 and step == 1 and end >= _FULL_END
+    backwards = (start == -1 or start >= _FULL_END) and step == -1 and end <= -_FULL_END
+    return dim if forwards or backwards else None
 
 
 def _correct_constant_of_shape(context: Any, node: ir.Node) -> None:
@@ -240,7 +261,6 @@ _CORRECTIONS: dict[str, Rule] = {
     "MatMulInteger": _correct_matmul,
     "Expand": _correct_expand,
     "Squeeze": _correct_squeeze,
-    "Slice": _correct_slice,
     "ConstantOfShape": _correct_constant_of_shape,
 }
 
@@ -269,14 +289,11 @@ _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
 def _propagate(context: Any, node: ir.Node, guard: _Guard) -> None:
+    """Compute the outputs, or what can be known of their elements."""
     arrays = [_constant(v) for v in node.inputs]
     if kernels.has_kernel(node) and node.op_type != "Constant":
-        if (
-            all(a is not None for a, v in zip(arrays, node.inputs, strict=True) if v is not None)
-            and node.inputs
-        ):
-            if _compute(context, node, arrays):
-                return
+        if _all_known(node, arrays) and _compute(context, node, arrays):
+            return
         if node.op_type in _MOVED and _move(context, node, arrays):
             return
         if node.op_type in _COMPARED:
@@ -288,6 +305,10 @@ def _propagate(context: Any, node: ir.Node, guard: _Guard) -> None:
         (output, elements), *_ = guard.noted.items()
         if not any(isinstance(d, ir.SymbolicDim) and d.value in guard.minted for d in elements):
             _store(context, output, elements)
+
+
+def _all_known(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> bool:
+    return all(a is not None or v is None for a, v in zip(arrays, node.inputs, strict=True))
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:
@@ -310,7 +331,7 @@ def _compute(context: Any, node: ir.Node, arrays: Sequence[np.ndarray | None]) -
 
 
 def _store_array(output: ir.Value, array: np.ndarray) -> None:
-    output.const_value = ir.tensor(array)
+    output.const_value = ir.Tensor(array)
     output.shape = ir.Shape(array.shape)
     if output.type is None:
         output.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -361,9 +382,9 @@ def _move(context: Any, node: ir.Node, arrays: list[np.ndarray | None]) -> bool:
         arrays[i] = np.arange(len(pool), len(pool) + len(found[0])).reshape(found[1])
         pool.extend(found[0])
     reduction = node.attributes.get("reduction")
-    if any(a is None for a, v in zip(arrays, node.inputs, strict=True) if v is not None) or (
-        reduction is not None and (reduction.is_ref() or reduction.as_string() != "none")
-    ):
+    if reduction is not None and (reduction.is_ref() or reduction.as_string() != "none"):
+        return False
+    if not _all_known(node, arrays):
         return False
     try:
         if (kernels.output_bytes(node, arrays, context.opset) or 0) > _VECTOR * 8:
@@ -394,7 +415,7 @@ def _compare(context: Any, node: ir.Node) -> None:
 
 
 def _decide(compare: Callable[[Any, Any], bool], left: Dim, right: Dim) -> bool | None:
-    """The comparison of two elements where it is the same for all sizes of the axes; an axis is at least 0."""
+    """The comparison of two elements, where it is the same for all sizes of the axes (at least 0)."""
     if isinstance(left, int) and isinstance(right, int):
         return compare(left, right)
     if is_placeholder(left) or is_placeholder(right):

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analyses import shape_rules
-from graphopt.graph import scopes
+from graphopt.graph import constant_of, is_default_domain, scopes
 
 __all__ = ["Inferred", "Shapes", "infer"]
 
@@ -39,8 +39,9 @@ class Inferred:
     Attributes:
         dtype: Element type; None where unknown or where the value is no tensor.
         shape: Shape; None where not even the rank is known.
-        elements: The numbers inside a small integer tensor, such as the target of a Reshape, in order: integers,
-            expressions of axes, or a nameless axis where one is not known. None where nothing is known.
+        elements: The numbers inside a small integer tensor, such as the target of a Reshape, in order:
+            integers, expressions of axes, or a nameless axis where one is not known. None where nothing is
+            known.
         constant: The value itself where it follows from constants and fixed shapes alone and is small; None
             for initializers and outputs of Constant nodes, which hold their own.
     """
@@ -186,9 +187,18 @@ def _hide_claims(model: ir.Model, values: list[ir.Value], names: _AxisNames) -> 
             value.shape = ir.Shape(tensor.shape.dims)
             value.const_value = tensor if tensor.size <= shape_rules.LARGE_CONSTANT else None
             continue
-        value.const_value = None
+        value.const_value = _held_by_constant(value)
         keep = value in inputs and value.shape is not None
         value.shape = names.hide(value.shape) if keep and value.shape is not None else None
+
+
+def _held_by_constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor inside a Constant node; reading it once here is what makes the inference fast."""
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or not is_default_domain(node):
+        return None
+    attribute = node.attributes.get("value")
+    return constant_of(value) if attribute is None else attribute.value
 
 
 def _elements_key() -> str:
@@ -218,7 +228,7 @@ def _run(model: ir.Model) -> str:
 
     with _silence(), shape_rules.active():
         try:
-            infer_symbolic_shapes(model, policy="skip", warn_on_missing=False)
+            infer_symbolic_shapes(model, policy="skip", warn_on_missing=False, adopt_declared_symbols=False)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             return " ".join(str(error).split())[:300] or type(error).__name__
     return ""
@@ -259,7 +269,7 @@ def _harvest(value: ir.Value, names: _AxisNames, trusted: bool) -> Inferred:
     if not trusted:
         return Inferred(value.dtype)
     shape = None if value.shape is None else ir.Shape(names.show(value.shape.dims), frozen=True)
-    if value.const_value is not None and not value.is_initializer():
+    if value.const_value is not None and _held_by_constant(value) is None and not value.is_initializer():
         array = value.const_value.numpy()
         whole = tuple(int(n) for n in array.reshape(-1)) if array.dtype.kind in "iu" else None
         return Inferred(value.dtype, shape, whole, array)

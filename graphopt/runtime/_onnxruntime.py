@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
-from graphopt.runtime._structure import Structure, release
+from graphopt.graph import release
+from graphopt.runtime._weights import Structure
 
 __all__ = ["InputsRefused", "NoKernelError", "OrtSession", "Settings", "first_line"]
 
@@ -128,8 +129,7 @@ def _in_memory_weights(structure: Structure) -> tuple[list[str], list[Any]]:
             continue
         names.append(name)
         values.append(_value_of_tensor(tensor))
-        if isinstance(tensor, ir.ExternalTensor):
-            release(tensor)
+        release(tensor)
     return names, values
 
 

@@ -19,7 +19,7 @@ from graphopt import limits
 from graphopt.errors import UnsupportedError
 from graphopt.runtime import segments
 from graphopt.runtime._onnxruntime import InputsRefused, NoKernelError, OrtSession, Settings, first_line
-from graphopt.runtime._structure import Structure
+from graphopt.runtime._weights import Structure
 
 __all__ = ["Engine", "Evaluation", "InputsRefused", "Session", "run"]
 
@@ -57,7 +57,8 @@ class Evaluation:
 class Session:
     """A model ready to run many times, at any sizes that it takes. Close it, or use it in a ``with``.
 
-    The model must not be changed while the session is open.
+    The model must not be changed while the session is open. ``segmented`` tells whether it runs in segments,
+    so that every run reads the weights anew.
 
     Args:
         model: The model.
@@ -79,11 +80,11 @@ class Session:
     ) -> None:
         self._structure = Structure.of(model)
         self._limit = segment_weights
-        self._segmented = self._structure.weight_bytes() > segment_weights
-        self._settings = Settings(optimize, threads, lean=self._segmented)
+        self.segmented = self._structure.weight_bytes() > segment_weights
+        self._settings = Settings(optimize, threads, lean=self.segmented)
         self._whole: OrtSession | None = None
         self._reference: _Reference | None = None
-        if not self._segmented:
+        if not self.segmented:
             try:
                 self._whole = OrtSession(self._structure, self._settings)
             except NoKernelError as error:
@@ -116,7 +117,7 @@ class Session:
         return [self._reference.run(feed) for feed in feeds]
 
     def _run_onnxruntime(self, feeds: Sequence[Feed]) -> list[Outputs]:
-        if self._segmented:
+        if self.segmented:
             return segments.run(self._structure, feeds, self._settings, self._limit)
         assert self._whole is not None, "the session is closed"
         return [self._whole.run(feed) for feed in feeds]

@@ -16,8 +16,9 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
+from graphopt.graph import release
 from graphopt.runtime._onnxruntime import OrtSession, Settings
-from graphopt.runtime._structure import Structure, captures, release
+from graphopt.runtime._weights import Structure, captures
 
 __all__ = ["Segment", "cut", "run"]
 
@@ -136,8 +137,7 @@ def _run_segment(
     for state in states:
         state.update(session.run({name: state[name] for name in segment.inputs}))
     for tensor in part.tensors.values():
-        if isinstance(tensor, ir.ExternalTensor):
-            release(tensor)
+        release(tensor)
 
 
 def _model_of(structure: Structure, segment: Segment, state: Mapping[str, Any]) -> Structure:

@@ -160,12 +160,6 @@ def _into_one(node: ir.Node, _facts: Facts) -> bool:
     return len(node.outputs) == 1
 
 
-@_returns_first("Clip")
-def _clip(node: ir.Node, facts: Facts) -> bool:
-    """Before opset 11 the bounds had finite defaults, which infinities notice."""
-    return facts.opset >= 11 and all(value is None for value in node.inputs[1:])
-
-
 @_returns_first("Transpose")
 def _transpose(node: ir.Node, facts: Facts) -> bool:
     if "perm" in node.attributes:

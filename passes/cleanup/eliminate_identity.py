@@ -22,7 +22,7 @@ class EliminateIdentity(Pass):
     """Remove nodes that do nothing, by what they mean, not only by the name Identity.
 
     1. Identity; Dropout outside training whose mask nobody reads; Concat, Sum, Max, Min, Mean of one tensor;
-       Split into one; Clip without bounds.
+       Split into one.
     2. Cast and CastLike to the type that the tensor has, and Cast back from a type that holds every value
        of the first one (float16 to float32 and back, not float32 to float16 and back).
     3. Transpose that keeps the order, Pad by nothing, Tile once, Slice of everything, Reshape, Flatten,
@@ -32,8 +32,8 @@ class EliminateIdentity(Pass):
 
     It does not fire where a graph output would have to be a graph input, an initializer, a value of an outer
     graph or another graph output itself; such a node stays, and only what else reads it is moved to its
-    input. Constants that a caller may override, and attributes that a call
-    of a function fills in, count as unknown; so do types and shapes inside functions.
+    input. Unknown are constants that a caller may override and, inside functions, types, shapes and attributes
+    that a call fills in.
     """
 
     name = "eliminate-identity"

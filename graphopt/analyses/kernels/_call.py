@@ -15,6 +15,8 @@ __all__ = ["KERNELS", "Array", "Call", "Kernel", "Refused", "broadcast_dims", "e
 Array = np.ndarray[Any, np.dtype[Any]]
 #: No shape, axis list or index list of an honest model is longer.
 _LONGEST_LIST = 64
+#: Numpy numbers the types of other libraries, such as bfloat16, from here on.
+_FIRST_USER_TYPE = 256
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a fault
@@ -177,6 +179,6 @@ def indices_of_first(call: Call) -> int:
 
 def require_kind(array: Array, kinds: str) -> Array:
     """``array``, where its type is a plain numpy one of ``kinds`` (b, i, u, f)."""
-    if array.dtype.isbuiltin != 1 or array.dtype.kind not in kinds:
+    if array.dtype.num >= _FIRST_USER_TYPE or array.dtype.kind not in kinds:
         raise Refused(f"elements of type {array.dtype} are not computed with")
     return array

@@ -11,7 +11,7 @@ from graphopt.passes.fusion.fuse import Fuse
 
 @pytest.fixture
 def bind():
-    """Turn graph inputs into initializers: ``bind(model, w=array)``, or drawn from a seed: ``bind(model, w=None)``."""
+    """Turn graph inputs into initializers: ``bind(model, w=array)``; None draws the numbers from a seed."""
 
     def bind_inputs(model: ir.Model, **arrays: np.ndarray | None) -> ir.Model:
         rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def fuse():
 
 @pytest.fixture
 def reason(ops, fuse):
-    """Why a rule leaves a model alone: asserts that nothing changed, returns the one reason ("" for no match)."""
+    """Why a rule leaves a model alone ("" for no match); asserts that nothing changed."""
 
     def why(model: ir.Model, *rules: str) -> str:
         before = (ops(model), sorted(model.graph.initializers))

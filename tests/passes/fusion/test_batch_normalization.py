@@ -12,14 +12,19 @@ BN = ("conv-batch-normalization", "gemm-batch-normalization")
 
 
 def model_text(
-    linear: str, weight: str, *, x="2, 6, 5, 5", channels=4, bias="", out=("y",), opset=17, extra="", bn=""
+    linear: str, weight: str, *, x="2, 6, 5, 5", channels=4, bias=None, out=("y",), opset=17, extra="", bn=""
 ):
     """x -> linear -> BatchNormalization -> y; everything else is an input for ``bind``."""
-    inputs = [f"float[{x}] x", f"float[{weight}] w", *([f"float[{bias}] b"] if bias else [])]
+    inputs = [
+        f"float[{x}] x",
+        f"float[{weight}] w",
+        *([f"float[{bias}] b"] if bias else ["float b"] if bias == "" else []),
+    ]
     inputs += [f"float[{channels}] {name}" for name in ("gamma", "beta", "mean", "var")]
-    outputs = ", ".join(f"float {name}" for name in out)
+    dims = ", ".join("pqrst"[: len(x.split(","))])
+    outputs = ", ".join(f"float[{dims}] {name}" for name in out)
     return f"""<ir_version: 8, opset_import: ["" : {opset}]> g ({", ".join(inputs)}) => ({outputs}) {{
-        [main] c = {linear} (x, w{", b" if bias else ""})
+        [main] c = {linear} (x, w{"" if bias is None else ", b"})
         [norm] y = BatchNormalization {bn} (c, gamma, beta, mean, var)
         {extra}
     }}"""
@@ -34,13 +39,17 @@ def with_weights(bind, model: ir.Model, **changes) -> ir.Model:
 CASES = {
     "conv": ("Conv", "4, 6, 3, 3", {}),
     "conv with bias": ("Conv", "4, 6, 3, 3", {"bias": "4"}),
-    "grouped conv, padded, strided": ("Conv <group = 2, pads = [1, 0, 2, 1], strides = [2, 1]>", "4, 3, 3, 3", {}),
+    "grouped conv, padded": ("Conv <group = 2, pads = [1, 0, 2, 1], strides = [2, 1]>", "4, 3, 3, 3", {}),
     "depthwise conv": ("Conv <group = 6>", "6, 1, 3, 3", {"channels": 6}),
     "conv 1-D": ("Conv", "4, 6, 3", {"x": "2, 6, 9"}),
     "conv 3-D": ("Conv", "4, 6, 2, 2, 2", {"x": "2, 6, 3, 4, 3"}),
     "deconv": ("ConvTranspose <strides = [2, 2]>", "6, 4, 3, 3", {}),
     "deconv with bias": ("ConvTranspose", "6, 4, 2, 2", {"bias": "4"}),
-    "grouped deconv": ("ConvTranspose <group = 3, output_padding = [1, 0], strides = [2, 2]>", "6, 2, 3, 3", {"channels": 6}),
+    "grouped deconv": (
+        "ConvTranspose <group = 3, output_padding = [1, 0], strides = [2, 2]>",
+        "6, 2, 3, 3",
+        {"channels": 6},
+    ),
     "gemm": ("Gemm", "6, 4", {"x": "3, 6"}),
     "gemm transposed": ("Gemm <transB = 1>", "4, 6", {"x": "3, 6", "bias": "4"}),
     "gemm scaled": ("Gemm <alpha = 0.5, beta = 2.0, transA = 1>", "6, 4", {"x": "6, 3", "bias": "1, 4"}),
@@ -61,7 +70,7 @@ def test_folds_into_the_linear_node(case, parse, bind, draw, fuse, ops, assert_s
     assert result.refusals == []
     assert after.graph.node(0).name == "main"
     assert [v.name for v in after.graph.outputs] == ["y"]
-    assert set(after.graph.initializers) == {"w", "b" if options.get("bias") else "beta"}
+    assert set(after.graph.initializers) == {"w", "b" if "bias" in options else "beta"}
     shape = [int(d) for d in options.get("x", "2, 6, 5, 5").split(",")]
     assert_same(before, after, {"x": draw(*shape)}, rtol=1e-5, atol=2e-5)
 
@@ -99,8 +108,11 @@ def test_undo_copy_keeps_its_numbers(parse, bind, draw, fuse, run):
 
 REFUSED = {
     "training mode": ({"bn": "<training_mode = 1>", "opset": 17}, "training mode"),
-    "conv output used elsewhere": ({"extra": "z = Relu (c)", "out": ("y", "z")}, "the output 'c' of Conv 'main' is used"),
-    "conv output is a graph output": ({"out": ("y", "c")}, "the output 'c' of Conv 'main' is used"),
+    "conv output used elsewhere": (
+        {"extra": "z = Relu (c)", "out": ("y", "z")},
+        "the output 'c' of Conv 'main' is used elsewhere",
+    ),
+    "conv output is a graph output": ({"out": ("y", "c")}, "the output 'c' of Conv 'main'"),
     "opset 6": ({"opset": 6, "bn": "<is_test = 1>"}, "opset 6 broadcasts by other rules"),
     "per position": ({"opset": 7, "bn": "<spatial = 0>"}, "normalizes each position by itself"),
 }  # fmt: skip
@@ -113,11 +125,15 @@ def test_refuses(case, parse, bind, reason):
     assert expected in reason(with_weights(bind, model), *BN)
 
 
+def full(value: float, *shape: int) -> np.ndarray:
+    return np.full(shape, value, np.float32)
+
+
 NOT_FINITE = {
-    "the weight 'w' would not be finite": {"w": np.full((4, 6, 3, 3), np.nan, np.float32)},
-    "the weight 'w' would not be finite ": {"w": np.full((4, 6, 3, 3), 3e38, np.float32), "gamma": np.full(4, 9, np.float32)},
-    "the weight 'w' would become denormal": {"w": np.full((4, 6, 3, 3), 1e-30, np.float32), "gamma": np.full(4, 1e-9, np.float32)},
-    "the bias of Conv 'main' would not be finite": {"mean": np.full(4, 3e38, np.float32), "gamma": np.full(4, 9, np.float32)},
+    "the weight 'w' would not be finite": {"w": full(np.nan, 4, 6, 3, 3)},
+    "the weight 'w' would not be finite ": {"w": full(3e38, 4, 6, 3, 3), "gamma": full(9, 4)},
+    "the weight 'w' would become denormal": {"w": full(1e-30, 4, 6, 3, 3), "gamma": full(1e-9, 4)},
+    "the bias of Conv 'main' would not be finite": {"mean": full(3e38, 4), "gamma": full(9, 4)},
     "the variance 'var' is not positive": {"var": np.array([1, -1, 1, 1], np.float32)},
     "the variance 'var' is not positive ": {"var": np.array([1, np.nan, 1, 1], np.float32)},
 }  # fmt: skip
@@ -157,8 +173,8 @@ def test_refuses_computed_weight(parse, bind, reason):
     assert reason(with_weights(bind, parse(text)), *BN) == "the weight 'v' is computed by Neg (output 'v')"
 
 
-TIED = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, {C}, 5, 5] x, float[{C}, {C}, 3, 3] w, float[{C}] p,
-    float[{C}] q, float[{C}] var) => (float y, float z) {{
+TIED = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, {C}, 5, 5] x, float[{C}, {C}, 3, 3] w,
+    float[{C}] p, float[{C}] q, float[{C}] var) => (float[p, q, r, s] y, float[p, q, r, s] z) {{
     a = Conv (x, w)
     y = BatchNormalization (a, p, q, p, var)
     b = Conv (x, w)
@@ -188,8 +204,8 @@ def test_refuses_matmul_of_more_than_two_axes(parse, bind, reason):
 
 
 def test_refuses_matmul_of_unknown_rank(parse, bind, reason):
-    text = model_text("MatMul", "6, 4", x="2, 6").replace("float[2, 6] x", "float x")
-    assert "are not known to be the last axis" in reason(with_weights(bind, parse(text)), *BN)
+    text = model_text("MatMul", "6, 4", x="2, 6").replace("float[2, 6] x", "float[] x")
+    assert "are not known to be the last axis" in reason(with_weights(bind, parse(text, check=False)), *BN)
 
 
 @pytest.mark.parametrize("shape", ["3, 4", "3, 1"])
@@ -218,10 +234,10 @@ def test_no_match_in_another_domain(parse, bind, reason):
 
 def test_conv_outside_a_branch_does_not_move_into_it(parse, bind, fuse, ops):
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 2, 5, 5] x, bool k, float[2, 2, 3, 3] w,
-        float[2] p, float[2] q, float[2] var) => (float y) {
+        float[2] p, float[2] q, float[2] var) => (float[p, q, r, s] y) {
         c = Conv (x, w)
-        y = If (k) <then_branch = t () => (float u) { u = BatchNormalization (c, p, q, p, var) },
-                    else_branch = e () => (float v) { v = Relu (x) }>
+        y = If (k) <then_branch = t () => (float[p, q, r, s] u) { u = BatchNormalization (c, p, q, p, var) },
+                    else_branch = e () => (float[p, q, r, s] v) { v = Relu (x) }>
     }"""
     model = bind(parse(text), w=None, p=None, q=None, var=np.ones(2, np.float32))
     assert not fuse(model, *BN).modified
@@ -229,9 +245,12 @@ def test_conv_outside_a_branch_does_not_move_into_it(parse, bind, fuse, ops):
 
 def test_whole_pattern_inside_a_branch(parse, bind, draw, fuse, assert_same):
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 2, 5, 5] x, bool k, float[2, 2, 3, 3] w,
-        float[2] p, float[2] q, float[2] var) => (float y) {
-        y = If (k) <then_branch = t () => (float u) { c = Conv (x, w) u = BatchNormalization (c, p, q, p, var) },
-                    else_branch = e () => (float v) { v = Relu (x) }>
+        float[2] p, float[2] q, float[2] var) => (float[p, q, r, s] y) {
+        y = If (k) <
+            then_branch = t () => (float[p, q, r, s] u)
+                { c = Conv (x, w) u = BatchNormalization (c, p, q, p, var) },
+            else_branch = e () => (float[p, q, r, s] v) { v = Relu (x) }
+        >
     }"""
     before, after = (bind(parse(text), w=None, p=None, q=None, var=np.ones(2, np.float32)) for _ in range(2))
     assert fuse(after, *BN).modified
@@ -260,7 +279,7 @@ def test_float16_keeps_its_type(parse, bind, draw, fuse, ops, assert_same):
     assert_same(before, after, {"x": draw(2, 6, 5, 5, dtype=np.float16)}, rtol=1e-2, atol=5e-2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     spatial=st.integers(1, 3),
@@ -272,6 +291,8 @@ def test_float16_keeps_its_type(parse, bind, draw, fuse, ops, assert_same):
 )
 def test_conv_then_norm_then_affine_is_one_conv(seed, spatial, group, transpose, bias, double, tail):
     rng = np.random.default_rng(seed)
+    if transpose and double:
+        group = 1  # onnx.reference mistakes the groups of ConvTranspose; onnxruntime has it in float32 only
     model = _random_model(rng, spatial, group, transpose, bias, double, tail)
     before = model.clone()
     Fuse()(model)
@@ -311,7 +332,7 @@ def _random_model(rng, spatial, group, transpose, bias, double, tail) -> ir.Mode
     inputs = [x, constant("w", (*weight, *[2] * spatial)), *([constant("b", (channels,))] if bias else [])]
     value = node("ConvTranspose" if transpose else "Conv", inputs, group=group)
     parameters = [constant(name, (channels,)) for name in ("gamma", "beta", "mean", "var")]
-    value = node("BatchNormalization", [value, *parameters], epsilon=1e-3)
+    value = node("BatchNormalization", [value, *parameters], epsilon=2.0**-10)  # the attribute is float32
     for index, op_type in enumerate(tail):
         shape = [(), (1,), (channels, *[1] * spatial), (1, channels, *[1] * spatial)][rng.integers(4)]
         other = constant(f"c{index}", shape)
@@ -323,7 +344,7 @@ def _random_model(rng, spatial, group, transpose, bias, double, tail) -> ir.Mode
 
 
 def _evaluate(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    if x.dtype == np.float64:  # onnxruntime has no ConvTranspose in float64
+    if x.dtype == np.float64:  # onnxruntime convolves in float32 only
         from onnx.reference import ReferenceEvaluator
 
         return ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})[0]

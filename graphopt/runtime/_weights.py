@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import io
+from graphopt.graph import release
 
-__all__ = ["Structure", "captures", "release"]
+__all__ = ["Structure", "captures"]
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 
@@ -73,16 +74,7 @@ def _inline(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> None:
     proto.ClearField("data_location")
     proto.ClearField("external_data")
     proto.raw_data = tensor.tobytes()
-    if isinstance(tensor, ir.ExternalTensor):
-        release(tensor)
-
-
-def release(tensor: ir.ExternalTensor) -> None:
-    """Unmap the tensor's file; it maps again when it is next read. A view that others hold stays valid."""
-    try:
-        tensor.release()
-    except BufferError:  # someone holds the array: the map closes with it
-        tensor.raw = None
+    release(tensor)
 
 
 def _inline_nested(protos: Iterable[onnx.NodeProto], nodes: Iterable[ir.Node]) -> None:

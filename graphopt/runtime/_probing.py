@@ -1,0 +1,278 @@
+"""Find sizes and values that a model runs on, by running it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import limits
+from graphopt.errors import UnsupportedError
+from graphopt.runtime import _values
+from graphopt.runtime._axes import InputSpec, axes_of, candidates, elements, neighbours
+from graphopt.runtime._roles import Role
+from graphopt.runtime.evaluate import InputsRefused, Session
+
+__all__ = ["Plan", "Prober", "Quality", "Trial"]
+
+Sizes = dict[str, int]
+
+#: Batch sizes to try, until one works.
+_BATCHES = (1, 2, 4, 8, 16, 3, 32)
+#: Runs that the search for the first working sizes may take.
+_MOST_RUNS = 500
+
+
+class Quality(IntEnum):
+    """What a model made of some inputs, from bad to good."""
+
+    REFUSED = 0
+    EMPTY = 1
+    NOT_FINITE = 2
+    GOOD = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One sample and how the model took it.
+
+    Attributes:
+        sizes: Sizes of the free axes.
+        how: How its values are drawn.
+        quality: What the model made of it.
+        reason: Why the model refused it.
+    """
+
+    sizes: Sizes
+    how: _values.Draw
+    quality: Quality
+    reason: str = ""
+
+
+@dataclass
+class Plan:
+    """The sizes that samples take.
+
+    Attributes:
+        base: Sizes that work.
+        batch: Other sizes of the batch axes, empty where none work.
+        others: Other sizes of further axes; several where they do not work together.
+        fixed: Axes that no other size was found for, with their size.
+    """
+
+    base: Trial
+    batch: Sizes = field(default_factory=dict)
+    others: list[Sizes] = field(default_factory=list)
+    fixed: Sizes = field(default_factory=dict)
+
+    def sizes(self, count: int) -> list[Sizes]:
+        """Sizes for ``count`` samples, each axis at two sizes as early as can be."""
+        base, others = self.base.sizes, self.others or [{}]
+        if count == 2:
+            return [base, {**base, **others[0], **self.batch}]
+        series = [base, {**base, **self.batch}]
+        series += [{**base, **other} for other in others]
+        series += [{**base, **other, **self.batch} for other in others]
+        distinct = [sizes for index, sizes in enumerate(series) if sizes not in series[:index]]
+        return list(itertools.islice(itertools.cycle(distinct), count))
+
+
+class Prober:
+    """Tries samples on a model; each is run once."""
+
+    def __init__(
+        self, session: Session, specs: Sequence[InputSpec], roles: Mapping[str, Role], seed: int
+    ) -> None:
+        self._session, self._specs, self._roles = session, specs, roles
+        self._draw = _values.Draw(seed, 0)
+        self._axes = axes_of(specs)
+        self._known: dict[tuple[tuple[tuple[str, int], ...], _values.Draw], Trial] = {}
+
+    def feed(self, trial: Trial) -> dict[str, np.ndarray]:
+        """The arrays of a trial, by input name."""
+        return _values.draw(self._specs, self._roles, trial.sizes, trial.how)
+
+    def labelled(self, sizes: Sizes) -> Sizes:
+        """The sizes of all axes that are not static, those that follow from others included."""
+        shapes = [(spec.dims, spec.shape(sizes)) for spec in self._specs]
+        pairs = (pair for dims, shape in shapes for pair in zip(dims, shape, strict=True))
+        return {dim: size for dim, size in pairs if isinstance(dim, str)}
+
+    def attempt(self, sizes: Sizes, how: _values.Draw | None = None) -> Trial:
+        """Draw and run a sample; floats that make the outputs infinite or NaN are drawn again, uniform."""
+        how = how or self._draw
+        trial = self._run(sizes, how)
+        if trial.quality == Quality.NOT_FINITE:
+            uniform = self._run(sizes, replace(how, uniform=True))
+            return uniform if uniform.quality > Quality.EMPTY else trial
+        return trial
+
+    def _run(self, sizes: Sizes, how: _values.Draw) -> Trial:
+        key = (tuple(sorted(sizes.items())), how)
+        if key not in self._known:
+            self._known[key] = self._judge(sizes, how)
+        return self._known[key]
+
+    def _judge(self, sizes: Sizes, how: _values.Draw) -> Trial:
+        trial = Trial(sizes, how, Quality.REFUSED, self._impossible(sizes))
+        if trial.reason:
+            return trial
+        try:
+            return replace(trial, quality=_quality(self._session.run(self.feed(trial))))
+        except InputsRefused as error:
+            return replace(trial, reason=str(error))
+
+    def _impossible(self, sizes: Sizes) -> str:
+        for spec in self._specs:
+            shape = spec.shape(sizes)
+            if any(size < 0 for size in shape):
+                return f"input '{spec.name}' has no sizes for its axes"
+            if elements(shape) > limits.SAMPLE_ELEMENTS:
+                return (
+                    f"input '{spec.name}' is larger than the limit SAMPLE_ELEMENTS ({limits.SAMPLE_ELEMENTS})"
+                )
+        return ""
+
+    def plan(self) -> Plan:
+        """Find sizes that work, and others near them.
+
+        Raises:
+            UnsupportedError: The model runs on none of the sizes tried.
+        """
+        plan = Plan(self._find_base())
+        self._draw = plan.base.how
+        batch, others = (self._labels(is_batch) for is_batch in (True, False))
+        found = self._vary(plan.base, batch, _other_batches)
+        plan.batch = found[0] if found else {}
+        plan.others = self._vary(plan.base, others, neighbours)
+        varied = set(plan.batch).union(*plan.others)
+        plan.fixed = {label: plan.base.sizes[label] for label in (*batch, *others) if label not in varied}
+        return plan
+
+    def _labels(self, is_batch: bool) -> list[str]:
+        return [axis.label for axis in self._axes if (axis.kind == "batch") == is_batch]
+
+    def _find_base(self) -> Trial:
+        first: Trial | None = None
+        trials = itertools.islice(self._first_trials(), _MOST_RUNS)
+        for _, group in itertools.groupby(trials, key=lambda trial: (trial.how.level, self._batch(trial))):
+            best = self._best(group)
+            first = first or best
+            if best.quality > Quality.REFUSED:
+                return best
+        assert first is not None
+        listed = ", ".join(map(str, self._specs)) or "none"
+        raise UnsupportedError(
+            f"found no sample inputs that the model runs on (inputs: {listed}): {first.reason}; "
+            "pin the axes under model.inputs or give data.calibration"
+        )
+
+    def _batch(self, trial: Trial) -> tuple[int, ...]:
+        return tuple(trial.sizes[label] for label in self._labels(True))
+
+    def _best(self, trials: Iterable[Trial]) -> Trial:
+        """The first good trial, else the first of the best; a slow model's first that runs at all."""
+        best: Trial | None = None
+        for trial in trials:
+            if best is None or trial.quality > best.quality:
+                best = trial
+            if best.quality == Quality.GOOD or (best.quality and self._session.segmented):
+                break
+        assert best is not None
+        return best
+
+    def _first_trials(self) -> Iterator[Trial]:
+        """Trials of all sizes with the values the roles allow, then with more careful ones."""
+        batch, others = self._labels(True), [axis for axis in self._axes if axis.kind != "batch"]
+        for level in _values.LEVELS:
+            for size in _BATCHES if batch and level == "all" else _BATCHES[:1]:
+                mixed = level == "all" and size == 1
+                for sizes in candidates(others, mixed=mixed):
+                    how = replace(self._draw, level=level)
+                    yield self.attempt({**dict.fromkeys(batch, size), **sizes}, how)
+
+    def _vary(self, base: Trial, labels: Sequence[str], options: Callable[[int], list[int]]) -> list[Sizes]:
+        """Other sizes for the axes: of all together, else of one alone, else of two, and these together."""
+        if not labels:
+            return []
+        together = self._change(base, labels, options)
+        if together:
+            return [together]
+        found: list[Sizes] = []
+        for group in itertools.chain(((label,) for label in labels), itertools.combinations(labels, 2)):
+            if len(group) < len(labels) and not set(group).intersection(*[set().union(*found)]):
+                changed = self._change(base, group, options)
+                found += [changed] if changed else []
+        joined = {label: size for sizes in found for label, size in sizes.items()}
+        if len(found) > 1 and self.attempt({**base.sizes, **joined}).quality >= base.quality:
+            return [joined]
+        return found
+
+    def _change(
+        self, base: Trial, labels: Sequence[str], options: Callable[[int], list[int]]
+    ) -> Sizes | None:
+        """The first other sizes of some axes that work as well as the base."""
+        for sizes in zip(*(options(base.sizes[label]) for label in labels), strict=False):
+            changed = dict(zip(labels, sizes, strict=True))
+            if self.attempt({**base.sizes, **changed}).quality >= base.quality:
+                return changed
+        return None
+
+    def choose(self, plan: Plan, count: int) -> list[Trial]:
+        """A trial that the model runs on for each of ``count`` samples."""
+        wanted = plan.sizes(count)
+        if self._session.segmented:
+            self._run_together(wanted)
+        return [self._settle(plan, sizes, sample) for sample, sizes in enumerate(wanted)]
+
+    def _settle(self, plan: Plan, sizes: Sizes, sample: int) -> Trial:
+        levels = _values.LEVELS[_values.LEVELS.index(self._draw.level) :]
+        for wanted, level in itertools.product((sizes, plan.base.sizes), levels):
+            trial = self.attempt(wanted, replace(self._draw, sample=sample, level=level))
+            if trial.quality > Quality.REFUSED:
+                return trial
+        return plan.base
+
+    def _run_together(self, wanted: Sequence[Sizes]) -> None:
+        """Run all samples in one go, which reads the weights of a segmented model once."""
+        draws = [replace(self._draw, sample=sample) for sample in range(len(wanted))]
+        trials = [Trial(s, how, Quality.REFUSED) for s, how in zip(wanted, draws, strict=True)]
+        try:
+            results = self._session.run_all([self.feed(trial) for trial in trials])
+        except InputsRefused:
+            return  # one of them does not fit: each is tried alone
+        for trial, result in zip(trials, results, strict=True):
+            key = (tuple(sorted(trial.sizes.items())), trial.how)
+            self._known[key] = replace(trial, quality=_quality(result))
+
+
+def _other_batches(size: int) -> list[int]:
+    return [n for n in dict.fromkeys((2 * size, size + 1, 3 * size, 1)) if n != size]
+
+
+def _quality(outputs: Mapping[str, Any]) -> Quality:
+    arrays = [array for value in outputs.values() for array in _arrays(value)]
+    if any(array.size == 0 for array in arrays):
+        return Quality.EMPTY
+    return Quality.GOOD if all(_is_finite(array) for array in arrays) else Quality.NOT_FINITE
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _arrays(item)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.kind in "fc":
+        return bool(np.isfinite(array).all())
+    if array.dtype.kind == "V" and ir.DataType.from_numpy(array.dtype).is_floating_point():
+        return bool(np.isfinite(array.astype(np.float32)).all())
+    return True
