@@ -38,23 +38,22 @@ def checked_target(target: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: Its folder does not exist, or something is there that is not a file.
     """
-    path = Path(os.path.realpath(target))
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"cannot write '{target}': the folder '{path.parent}' does not exist; create it first"
-        )
-    if path.exists() and not path.is_file():
-        raise OutputError(
-            f"cannot write '{target}': it is a {'folder' if path.is_dir() else 'device or pipe'}"
-        )
+    with output_errors(target):
+        path = Path(os.path.realpath(target))
+        if not path.parent.is_dir():
+            raise OutputError(f"the folder '{path.parent}' does not exist; create it first")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"it is a {'folder' if path.is_dir() else 'device or pipe'}")
     return path
 
 
 @contextlib.contextmanager
 def output_errors(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn errors of the operating system into one :class:`OutputError` that names the target."""
+    """Turn errors of the operating system into one :class:`OutputError`, and name the target in any such."""
     try:
         yield
+    except OutputError as error:
+        raise OutputError(f"cannot write '{target}': {error}") from error
     except OSError as error:
         reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
         raise OutputError(f"cannot write '{target}': {reason}") from error

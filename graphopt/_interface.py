@@ -65,8 +65,14 @@ def interface(model: ir.Model) -> Interface:
 def _port(value: ir.Value) -> Port:
     shape = None
     if value.shape is not None:
-        shape = tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
+        shape = tuple(map(_axis, value.shape))
     return Port(value.name or "", _type_name(value.type), shape)
+
+
+def _axis(axis: int | ir.SymbolicDim) -> int | str | None:
+    if isinstance(axis, int):
+        return axis
+    return None if axis.value is None else str(axis.value)
 
 
 def _type_name(kind: ir.TypeProtocol | None) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
+from graphopt._proto import one_line, quoted
+from graphopt.errors import InputError
 from graphopt.graph import scopes
 from graphopt.limits import EXTERNAL_DATA_MIN_TENSOR
 
 __all__ = [
     "IN_MEMORY",
+    "copy_data",
     "initializers",
     "placeholder",
     "read",
@@ -81,9 +85,23 @@ def read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     proto = onnx.TensorProto(name=tensor.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value)
     if tensor.nbytes:
         buffer = io.BytesIO()
-        tensor.tofile(buffer)
+        copy_data(tensor, buffer)
         proto.raw_data = buffer.getvalue()
     return ir.serde.deserialize_tensor(proto)
+
+
+def copy_data(tensor: ir.ExternalTensor, file: BinaryIO) -> None:
+    """Append the bytes of a tensor in a data file to ``file``; between real files the kernel copies.
+
+    Raises:
+        InputError: The data file is gone, or has become one that must not be read.
+    """
+    try:
+        tensor.tofile(file)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"the data of tensor {quoted(tensor.name)} cannot be read: {one_line(error)}"
+        ) from error
 
 
 def structure_proto(model: ir.Model, inline_below: int = EXTERNAL_DATA_MIN_TENSOR) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError, Message
 
 from graphopt._proto import quoted, root_cause, tensors_of
-from graphopt._structure import initializers, placeholder, read, swapped_tensors
+from graphopt._structure import copy_data, initializers, placeholder, read, swapped_tensors
 from graphopt.errors import InputError, OutputError
 from graphopt.limits import EXTERNAL_DATA_ABOVE, EXTERNAL_DATA_MIN_TENSOR, MIB
 
@@ -204,23 +204,16 @@ def write(pieces: Iterable[Piece], file: BinaryIO) -> None:
 
 def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     if isinstance(tensor, ir.ExternalTensor):
-        try:
-            tensor.tofile(file)
-        except (FileNotFoundError, ValueError) as error:
-            raise InputError(f"the data of tensor {quoted(tensor.name)} cannot be read: {error}") from error
+        copy_data(tensor, file)
         return
     array = tensor.raw if isinstance(tensor, ir.Tensor) else None
-    whole_bytes = isinstance(array, np.ndarray) and array.nbytes == tensor.nbytes and array.flags.c_contiguous
-    if (
-        isinstance(array, np.ndarray)
-        and whole_bytes
-        and tensor.dtype.bitwidth >= 8
-        and _is_little_endian(array)
-    ):
+    if isinstance(array, np.ndarray) and _is_stored_as_is(tensor, array):
         file.write(array.reshape(-1).view(np.uint8).data)
     else:
         file.write(tensor.tobytes())
 
 
-def _is_little_endian(array: np.ndarray) -> bool:
-    return array.dtype.byteorder in "<|" or (array.dtype.byteorder == "=" and sys.byteorder == "little")
+def _is_stored_as_is(tensor: ir.TensorProtocol, array: np.ndarray) -> bool:
+    """Whether the array's memory is what ONNX stores, so that it need not be copied."""
+    whole = tensor.dtype.bitwidth >= 8 and array.nbytes == tensor.nbytes and array.flags.c_contiguous
+    return bool(whole and sys.byteorder == "little")

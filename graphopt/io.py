@@ -150,13 +150,14 @@ def save(model: ir.Model, target: str | os.PathLike[str], *, external_data: bool
     """
     path = checked_target(target)
     refuse_overwriting(external_files(model), [path])
+    suffix = path.suffix.lower()
     with output_errors(target):
-        if path.suffix.lower() in _formats.TEXT_SUFFIXES:
+        if suffix in _formats.TEXT_SUFFIXES:
             return _save_text(model, path, external_data)
-        if path.suffix.lower() in _formats.BINARY_SUFFIXES:
+        if suffix in _formats.BINARY_SUFFIXES:
             return _save_binary(model, path, external_data)
-    known = ", ".join((*_formats.BINARY_SUFFIXES, *_formats.TEXT_SUFFIXES))
-    raise OutputError(f"cannot write '{target}': its suffix is no ONNX format; known: {known}")
+        known = ", ".join((*_formats.BINARY_SUFFIXES, *_formats.TEXT_SUFFIXES))
+        raise OutputError(f"{suffix or 'no suffix'} is no ONNX format; known: {known}")
 
 
 def _save_binary(model: ir.Model, path: Path, external_data: bool | None) -> int:
@@ -178,7 +179,7 @@ def _save_binary(model: ir.Model, path: Path, external_data: bool | None) -> int
 def _save_text(model: ir.Model, path: Path, external_data: bool | None) -> int:
     suffix = path.suffix.lower()
     if external_data:
-        raise OutputError(f"{suffix} holds all weights; write .onnx to have external data")
+        raise OutputError(f"{suffix} files hold all weights; write .onnx to have external data")
     if serialized_size(model) > _TEXT_BYTES:
         raise OutputError(
             f"the model is larger than {_TEXT_BYTES // MIB} MiB, too large for text; write .onnx"

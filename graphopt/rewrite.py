@@ -1,14 +1,12 @@
 """The rewrite driver: rules of one class each, run from a worklist to a fixed point.
 
-A rule starts from the op types in its ``roots``. The driver visits every such node once; a rewrite puts the
-new node, its neighbours, and what it released back on the worklist. So the cost grows with the number of
-nodes plus the number of rewrites.
+The driver visits every node with a root of a rule once; a rewrite puts the new node, its neighbours, and
+what it released back on the worklist. So the cost grows with the number of nodes plus that of rewrites.
 
 Example::
 
-    class AbsOfNeg(Rule[tuple[ir.Node, ir.Node]]):
-        name = "abs-neg"
-        roots = ("Abs",)
+    class AbsNeg(Rule[tuple[ir.Node, ir.Node]]):
+        name, roots = "abs-neg", ("Abs",)
 
         def match(self, node):
             neg = producer(node.inputs[0], node, "Neg")
@@ -133,9 +131,7 @@ def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node |
     A producer in an outer graph is none: fusing it would move its work into a branch or a loop.
     """
     node = None if value is None else value.producer()
-    if node is None or node.graph is not user.graph or not is_op(node, *op_types):
-        return None
-    return node
+    return node if node is not None and node.graph is user.graph and is_op(node, *op_types) else None
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
@@ -213,14 +209,14 @@ class Context:
 
         Args:
             wanted: The name wished for.
-            data: The numbers.
+            data: The numbers; a tensor must be a new one, it gets the name.
             heir_of: The constant that this one stands in for; if that one becomes unused, its name passes on.
         """
         name = self.fresh_name(wanted)
-        if self._graph in self._function_graphs:
-            value = _constant_node(self._graph, name, data)  # functions have no initializers
-        else:
-            value = add_initializer(self._graph, name, data)
+        tensor = ir.tensor(data) if isinstance(data, np.ndarray) else data
+        tensor.name = name
+        in_function = self._graph in self._function_graphs  # which have no initializers
+        value = (_add_constant_node if in_function else add_initializer)(self._graph, name, tensor)
         if heir_of is not None:
             self._heirs.append((value, heir_of))
         return value
@@ -275,10 +271,9 @@ class Context:
         for node in self._added:
             again.update(dict.fromkeys((*node.predecessors(), *node.successors())))
         for value in _remove_unused(self._replaced):
-            uses = value.consumers()
-            made_by = value.producer()
-            again.update(dict.fromkeys(uses if len(uses) == 1 else ()))
-            again.update({made_by: None} if made_by is not None else {})
+            made_by, users = value.producer(), value.consumers()
+            again.update(dict.fromkeys([made_by] if made_by is not None else []))
+            again.update(dict.fromkeys(users if len(users) == 1 else ()))
         for old, heir in {old: heir for heir, old in self._heirs}.items():
             if _is_gone(old):
                 heir.name = old.name
@@ -286,8 +281,7 @@ class Context:
         return [node for node in again if node.graph is not None]
 
 
-def _constant_node(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
-    tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray) else data
+def _add_constant_node(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
@@ -323,10 +317,9 @@ def _remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
 
 
 def _remove_initializer(value: ir.Value) -> None:
-    if not (value.is_graph_input() or value.is_graph_output()):
-        assert value.graph is not None
-        assert value.name is not None
-        value.graph.initializers.pop(value.name)
+    graph, name = value.graph, value.name
+    if graph is not None and name is not None and not (value.is_graph_input() or value.is_graph_output()):
+        graph.initializers.pop(name)
 
 
 def apply_rules(model: ir.Model, rules: Sequence[Rule[Any]]) -> RewriteReport:

@@ -22,6 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analyses import shape_rules
+from graphopt.analyses.shape_dims import PLACEHOLDER, is_placeholder
+from graphopt.analyses.shape_values import LARGE_CONSTANT
 from graphopt.graph import constant_of, is_default_domain, scopes
 
 __all__ = ["Inferred", "Shapes", "infer"]
@@ -142,14 +144,19 @@ class _AxisNames:
 
     def hide(self, shape: ir.Shape) -> ir.Shape:
         """A new shape for the library, its named axes bound or plainly named."""
-        return ir.Shape([d if isinstance(d, int) else self._bind(d.value) for d in shape])
+        return ir.Shape([self._hidden(d) for d in shape.dims])
+
+    def _hidden(self, dim: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(dim, int):
+            return dim if dim >= 0 else self._bind(None)  # some files write -1 for an open axis
+        return self._bind(dim.value)
 
     def _bind(self, name: str | None) -> int | str | None:
         if name is not None and name in self._axes:
             return self._axes[name]
         if self._unnamed is not None:
             return self._unnamed
-        if name is None or (_PLAIN_NAME.fullmatch(name) and shape_rules.PLACEHOLDER not in name):
+        if name is None or (_PLAIN_NAME.fullmatch(name) and PLACEHOLDER not in name):
             return name
         if name not in self._stand_in:
             self._stand_in[name] = f"axis_{len(self._stand_in)}__"
@@ -163,7 +170,7 @@ class _AxisNames:
     def _shown(self, dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if isinstance(dim, int):
             return dim
-        if shape_rules.is_placeholder(dim):
+        if is_placeholder(dim):
             return ir.SymbolicDim(None)
         return ir.SymbolicDim(self._original[dim.value]) if dim.value in self._original else dim
 
@@ -183,9 +190,9 @@ def _hide_claims(model: ir.Model, values: list[ir.Value], names: _AxisNames) -> 
     for value in values:
         tensor = value.const_value if value.is_initializer() else None
         value.metadata_props.pop(_elements_key(), None)
-        if tensor is not None and value not in inputs:
-            value.shape = ir.Shape(tensor.shape.dims)
-            value.const_value = tensor if tensor.size <= shape_rules.LARGE_CONSTANT else None
+        if tensor is not None and not value.is_graph_input():
+            value.shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
+            value.const_value = tensor if tensor.size <= LARGE_CONSTANT else None
             continue
         value.const_value = _held_by_constant(value)
         keep = value in inputs and value.shape is not None
@@ -204,7 +211,7 @@ def _held_by_constant(value: ir.Value) -> ir.TensorProtocol | None:
 def _elements_key() -> str:
     from onnx_shape_inference import SYM_DATA_KEY
 
-    return SYM_DATA_KEY
+    return str(SYM_DATA_KEY)
 
 
 @contextmanager
@@ -226,7 +233,7 @@ def _run(model: ir.Model) -> str:
     """Run the library over the model; why it stopped, or an empty string."""
     from onnx_shape_inference import infer_symbolic_shapes
 
-    with _silence(), shape_rules.active():
+    with _silence(), shape_rules.active(model):
         try:
             infer_symbolic_shapes(model, policy="skip", warn_on_missing=False, adopt_declared_symbols=False)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

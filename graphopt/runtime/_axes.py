@@ -1,4 +1,4 @@
-"""The inputs of a model with their axes: which sizes are free, which belong together, what to try for them."""
+"""The inputs of a model and their axes: which sizes are free, which belong together, what to try."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,25 +14,33 @@ from typing import Literal
 import onnx_ir as ir
 
 from graphopt.errors import InputError, UnsupportedError
+from graphopt.graph import all_nodes, constant_of
 
-__all__ = ["Axis", "InputSpec", "axes_of", "candidates", "elements", "neighbours", "specs_of"]
+__all__ = ["Axis", "InputSpec", "axes_of", "baked_sizes", "candidates", "elements", "neighbours", "specs_of"]
 
-Kind = Literal["batch", "sequence", "image", "other"]
+Kind = Literal["batch", "sequence", "image", "audio", "other"]
 Pinned = Mapping[str, Sequence[int | str]]
 
 _BATCH_NAME = re.compile(r"batch|^bs$|^b$", re.IGNORECASE)
 _SEQUENCE_NAME = re.compile(r"seq|len|token|ctx|context|past|step|position|time|frame|sample", re.IGNORECASE)
+_AUDIO_INPUT = re.compile(r"audio|wave|pcm|samples|signal|speech", re.IGNORECASE)
 _IMAGE_NAME = re.compile(r"height|width|image|^[hw]$|_[hw]$", re.IGNORECASE)
 
 #: Sizes to try for an axis, most likely first.
 _CANDIDATES: dict[Kind, tuple[int, ...]] = {
     "sequence": (16, 8, 32, 64, 128, 4, 1, 2, 256, 512, 1024),
     "image": (224, 320, 64, 256, 32, 128, 48, 96, 384, 512, 640, 1024, 16),
+    "audio": (4096, 16000, 1024, 512, 256, 8000, 32000, 48000, 128, 16),
     "other": (16, 8, 32, 64, 128, 224, 256, 320, 512, 1024, 16000, 4, 1, 2),
 }
 #: Sizes for axes that turn out not to be equal to each other.
 _MIXED: tuple[int, ...] = (16, 32, 1, 64)
 _LONGEST_EXPRESSION = 200
+#: Constants that may be shapes have few elements; sizes above the largest are no axis of a sample.
+_SHAPE_ELEMENTS = 8
+_LARGEST_BAKED = 65536
+_MOST_BAKED = 48
+_LONG = 1024
 
 
 @dataclass(frozen=True)
@@ -133,12 +142,11 @@ def _pinned(
     if len(pinned) != len(dims):
         raise InputError(f"model.inputs gives '{name}' {len(pinned)} axes; the model's input has {len(dims)}")
     for axis, (dim, wanted) in enumerate(zip(dims, pinned, strict=True)):
+        what = f"model.inputs pins axis {axis} of '{name}' to {wanted}"
         if isinstance(wanted, int) and isinstance(dim, int) and wanted != dim:
-            raise InputError(
-                f"model.inputs pins axis {axis} of '{name}' to {wanted}; the model fixes it to {dim}"
-            )
+            raise InputError(f"{what}; the model fixes it to {dim}")
         if isinstance(wanted, int) and wanted < 0:
-            raise InputError(f"model.inputs pins axis {axis} of '{name}' to {wanted}, which is no size")
+            raise InputError(f"{what}, which is no size")
     return tuple(dim if isinstance(dim, int) else wanted for dim, wanted in zip(dims, pinned, strict=True))
 
 
@@ -157,26 +165,30 @@ def _kind(label: str, places: list[tuple[InputSpec, int]]) -> Kind:
     if _BATCH_NAME.search(label):
         return "batch"
     if _SEQUENCE_NAME.search(label):
-        return "sequence" if any(spec.dtype.is_integer() for spec, _ in places) else "other"
+        return _kind_of_series(places)
     if _IMAGE_NAME.search(label):
         return "image"
     first = all(index == 0 for _, index in places)
     if first and any(len(spec.dims) > 1 and not _names_a_batch(spec.dims[1:]) for spec, _ in places):
         return "batch"
-    if any(spec.dtype.is_integer() for spec, _ in places):
-        return "sequence"
-    return "image" if all(len(spec.dims) == 4 for spec, _ in places) else "other"
+    return "image" if all(len(spec.dims) == 4 for spec, _ in places) else _kind_of_series(places)
+
+
+def _kind_of_series(places: list[tuple[InputSpec, int]]) -> Kind:
+    if any(len(spec.dims) <= 2 and _AUDIO_INPUT.search(spec.name) for spec, _ in places):
+        return "audio"
+    return "sequence" if any(spec.dtype.is_integer() for spec, _ in places) else "other"
 
 
 def _names_a_batch(dims: Sequence[int | str]) -> bool:
     return any(isinstance(dim, str) and _BATCH_NAME.search(dim) for dim in dims)
 
 
-def candidates(axes: Sequence[Axis], *, mixed: bool = True) -> Iterator[dict[str, int]]:
+def candidates(axes: Sequence[Axis], *, mixed: bool) -> Iterator[dict[str, int]]:
     """Sizes to try for the axes, all of them together.
 
     First every axis of a kind has the same size, since exporters often give equal axes different names;
-    then, if ``mixed``, axes of a few differ.
+    then, if ``mixed``, the axes differ, where they are few.
     """
     lists = [_CANDIDATES[axis.kind] for axis in axes]
     for index in range(max((len(sizes) for sizes in lists), default=1)):
@@ -189,12 +201,26 @@ def candidates(axes: Sequence[Axis], *, mixed: bool = True) -> Iterator[dict[str
 
 
 def neighbours(size: int) -> list[int]:
-    """Other sizes near one that works, most likely to work first."""
-    return [
-        n
-        for n in dict.fromkeys((size + 32, size * 2, size + 1, size + size // 2, size // 2))
-        if n not in (0, size)
-    ]
+    """Other sizes near one that works, most likely to work first; series are long, and move by frames."""
+    near = dict.fromkeys((size + 32, size * 2, size + 1, size + size // 2, size // 2))
+    if size >= _LONG:
+        near = dict.fromkeys((size + size // 2, *near))
+    return [other for other in near if other not in (0, size)]
+
+
+def baked_sizes(model: ir.Model) -> list[int]:
+    """Sizes that the model's shape constants mention, the most frequent first.
+
+    A size that was baked in while its axis was declared free stands in the target of some Reshape.
+    """
+    counts: Counter[int] = Counter()
+    for node in all_nodes(model):
+        for value in node.inputs:
+            tensor = constant_of(value)
+            if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > _SHAPE_ELEMENTS:
+                continue
+            counts.update(int(size) for size in tensor.numpy().reshape(-1) if 1 < size <= _LARGEST_BAKED)
+    return [size for size, _ in counts.most_common(_MOST_BAKED)]
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {

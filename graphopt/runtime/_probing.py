@@ -26,6 +26,8 @@ Sizes = dict[str, int]
 _BATCHES = (1, 2, 4, 8, 16, 3, 32)
 #: Runs that the search for the first working sizes may take.
 _MOST_RUNS = 500
+#: Sizes at which a model may make infinities or NaN before that counts as what it does.
+_MOST_NOT_FINITE = 3
 
 
 class Quality(IntEnum):
@@ -86,9 +88,14 @@ class Prober:
     """Tries samples on a model; each is run once."""
 
     def __init__(
-        self, session: Session, specs: Sequence[InputSpec], roles: Mapping[str, Role], seed: int
+        self,
+        session: Session,
+        specs: Sequence[InputSpec],
+        roles: Mapping[str, Role],
+        baked: Sequence[int],
+        seed: int,
     ) -> None:
-        self._session, self._specs, self._roles = session, specs, roles
+        self._session, self._specs, self._roles, self._baked = session, specs, roles, baked
         self._draw = _values.Draw(seed, 0)
         self._axes = axes_of(specs)
         self._known: dict[tuple[tuple[tuple[str, int], ...], _values.Draw], Trial] = {}
@@ -133,9 +140,8 @@ class Prober:
             if any(size < 0 for size in shape):
                 return f"input '{spec.name}' has no sizes for its axes"
             if elements(shape) > limits.SAMPLE_ELEMENTS:
-                return (
-                    f"input '{spec.name}' is larger than the limit SAMPLE_ELEMENTS ({limits.SAMPLE_ELEMENTS})"
-                )
+                limit = f"SAMPLE_ELEMENTS ({limits.SAMPLE_ELEMENTS})"
+                return f"input '{spec.name}' of shape {list(shape)} passes the limit {limit}"
         return ""
 
     def plan(self) -> Plan:
@@ -177,24 +183,33 @@ class Prober:
 
     def _best(self, trials: Iterable[Trial]) -> Trial:
         """The first good trial, else the first of the best; a slow model's first that runs at all."""
-        best: Trial | None = None
+        seen: list[Trial] = []
         for trial in trials:
-            if best is None or trial.quality > best.quality:
-                best = trial
-            if best.quality == Quality.GOOD or (best.quality and self._session.segmented):
+            seen.append(trial)
+            infinite = sum(t.quality == Quality.NOT_FINITE for t in seen)
+            slow = self._session.segmented and trial.quality > Quality.REFUSED
+            if trial.quality == Quality.GOOD or infinite == _MOST_NOT_FINITE or slow:
                 break
-        assert best is not None
-        return best
+        return max(seen, key=lambda t: t.quality)
 
     def _first_trials(self) -> Iterator[Trial]:
-        """Trials of all sizes with the values the roles allow, then with more careful ones."""
-        batch, others = self._labels(True), [axis for axis in self._axes if axis.kind != "batch"]
-        for level in _values.LEVELS:
-            for size in _BATCHES if batch and level == "all" else _BATCHES[:1]:
-                mixed = level == "all" and size == 1
-                for sizes in candidates(others, mixed=mixed):
-                    how = replace(self._draw, level=level)
-                    yield self.attempt({**dict.fromkeys(batch, size), **sizes}, how)
+        """Trials of all sizes with the values that the roles allow, then with more careful values."""
+        others = [axis for axis in self._axes if axis.kind != "batch"]
+        batches = _BATCHES[1:] if self._labels(True) else ()
+        yield from self._trials(1, candidates(others, mixed=True))
+        if others:
+            yield from self._trials(1, (dict.fromkeys(self._labels(False), s) for s in self._baked))
+        for batch in batches:
+            yield from self._trials(batch, candidates(others, mixed=False))
+        for batch in self._baked if batches else ():
+            yield from self._trials(batch, itertools.islice(candidates(others, mixed=False), 1))
+        for level in _values.LEVELS[1:]:
+            yield from self._trials(1, candidates(others, mixed=False), level)
+
+    def _trials(self, batch: int, others: Iterable[Sizes], level: _values.Level = "all") -> Iterator[Trial]:
+        batches = dict.fromkeys(self._labels(True), batch)
+        for sizes in others:
+            yield self.attempt({**batches, **sizes}, replace(self._draw, level=level))
 
     def _vary(self, base: Trial, labels: Sequence[str], options: Callable[[int], list[int]]) -> list[Sizes]:
         """Other sizes for the axes: of all together, else of one alone, else of two, and these together."""
@@ -204,8 +219,9 @@ class Prober:
         if together:
             return [together]
         found: list[Sizes] = []
-        for group in itertools.chain(((label,) for label in labels), itertools.combinations(labels, 2)):
-            if len(group) < len(labels) and not set(group).intersection(*[set().union(*found)]):
+        groups = [(label,) for label in labels], itertools.combinations(labels, 2)
+        for group in itertools.chain(*groups):
+            if len(group) < len(labels) and set(group).isdisjoint(itertools.chain(*found)):
                 changed = self._change(base, group, options)
                 found += [changed] if changed else []
         joined = {label: size for sizes in found for label, size in sizes.items()}

@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import array_of, constant_of, is_default_domain
+from graphopt.graph import constant_of, is_default_domain
+from graphopt.runtime._indexing import MOST_ELEMENTS, IndexedAxis, indexed, integers_of, size_of_axis
 
 __all__ = ["Role", "role_of"]
 
-Kind = Literal["any", "index", "mask", "length", "position", "choice", "size"]
+Kind = Literal["any", "index", "mask", "length", "position", "choice", "size", "threshold"]
 
-_LENGTH_NAME = re.compile(
-    r"(?:^|[_.])(?:len|lens|length|lengths|seqlens?|seqlengths?)(?:$|[_.\d])", re.IGNORECASE
-)
+_LENGTH_NAME = re.compile(r"(?:^|[_.])(?:seq)?len(?:s|gths?)?(?:$|[_.\d])", re.IGNORECASE)
 #: Places that one input is followed to.
 _MOST_STEPS = 20_000
 
@@ -35,11 +35,12 @@ class Role:
     Attributes:
         kind: ``index`` into something, ``mask`` of zeros and ones, ``length`` of another input,
             ``position`` (counting up), ``choice`` among numbers it is compared with, ``size`` of
-            something that is made, or ``any``.
+            something that is made, ``threshold`` that constants are compared with, or ``any``.
         low: Least integer that the model takes.
         high: Greatest integer that it takes; None where nothing bounds it.
         dynamic: Axes of other inputs (name, axis) whose sizes bound it too, as an index.
         choices: Numbers that it is compared with.
+        threshold: A number with which the comparisons with constants come out true.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Role:
     high: int | None = None
     dynamic: tuple[tuple[str, int], ...] = ()
     choices: tuple[int, ...] = ()
+    threshold: float = 0.0
 
 
 class _Shift(NamedTuple):
@@ -69,6 +71,7 @@ class _Findings:
     high: int | None = None
     dynamic: list[tuple[str, int]] = field(default_factory=list)
     choices: set[int] = field(default_factory=set)
+    threshold: float | None = None
     uses: set[Kind] = field(default_factory=set)
 
     def bound(self, shift: _Shift, size: int) -> None:
@@ -85,8 +88,17 @@ class _Findings:
 def role_of(model: ir.Model, value: ir.Value) -> Role:
     """The role of a graph input, from its uses and its name."""
     found = _Walk(model).follow(value)
-    kind = _kind(str(value.name).lower(), found, len(value.shape or ()))
-    return Role(kind, found.low, found.high, tuple(found.dynamic), tuple(sorted(found.choices)))
+    name, rank = str(value.name).lower(), len(value.shape or ())
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    kind = _kind_of_float(name, found, rank) if is_float else _kind(name, found, rank)
+    choices = tuple(sorted(found.choices))
+    return Role(kind, found.low, found.high, tuple(found.dynamic), choices, found.threshold or 0.0)
+
+
+def _kind_of_float(name: str, found: _Findings, rank: int) -> Kind:
+    if "mask" in name:
+        return "mask"
+    return "threshold" if rank == 0 and found.threshold is not None else "any"
 
 
 def _kind(name: str, found: _Findings, rank: int) -> Kind:
@@ -98,7 +110,7 @@ def _kind(name: str, found: _Findings, rank: int) -> Kind:
         return "position"
     for use in ("index", "choice", "mask", "size"):
         if use in found.uses and (use != "choice" or rank == 0):
-            return use  # type: ignore[return-value]
+            return use
     return "any"
 
 
@@ -112,7 +124,7 @@ class _Walk:
     def follow(self, value: ir.Value) -> _Findings:
         """What the uses of ``value`` say."""
         places = [_Place(value, _Shift(), ())]
-        seen = {(value, ())}
+        seen: set[tuple[ir.Value, tuple[ir.Node, ...]]] = {(value, ())}
         while places and len(seen) < _MOST_STEPS:
             place = places.pop()
             for reached in self._from(place):
@@ -145,7 +157,7 @@ class _Walk:
         use = _meaning(node, index)
         if use is not None:
             self._found.uses.add(use)
-        for target in _indexed(node, index):
+        for target in indexed(node, index):
             size = target if isinstance(target, int) else self._size(target, place.calls)
             if isinstance(size, int):
                 self._found.bound(place.shift, size)
@@ -154,12 +166,14 @@ class _Walk:
                 self._found.dynamic.append(size)
         if use == "choice":
             self._note_choices(node, index, place.shift)
+        elif use == "mask" and node.op_type in _LARGER_INPUT and place.shift == _Shift():
+            self._note_threshold(node, index)
         shift = _shifted(node, index, place.shift)
         if shift is not None:
             yield from (_Place(output, shift, place.calls) for output in node.outputs)
         yield from (_Place(value, place.shift, place.calls) for value in _body_inputs(node, index))
 
-    def _size(self, target: _Axis, calls: tuple[ir.Node, ...]) -> int | tuple[str, int] | None:
+    def _size(self, target: IndexedAxis, calls: tuple[ir.Node, ...]) -> int | tuple[str, int] | None:
         """The size of an axis; a function's parameter is looked up where the function is called."""
         value = target.value
         for call in reversed(calls):
@@ -167,12 +181,22 @@ class _Walk:
             if value not in parameters or parameters.index(value) >= len(call.inputs):
                 break
             value = call.inputs[parameters.index(value)]
-        return _size(value, target.index)
+        return size_of_axis(value, target.axis)
 
     def _note_choices(self, node: ir.Node, index: int, shift: _Shift) -> None:
-        array = array_of(node.inputs[1 - index])
-        if array is not None and array.size == 1 and shift == _Shift() and array.dtype.kind in "iu":
+        array = integers_of(node.inputs[1 - index])
+        if array is not None and array.size == 1 and shift == _Shift():
             self._found.choices.add(int(array.reshape(-1)[0]))
+
+    def _note_threshold(self, node: ir.Node, index: int) -> None:
+        constant = constant_of(node.inputs[1 - index])
+        if constant is None or not 0 < constant.size <= MOST_ELEMENTS or constant.dtype == ir.DataType.STRING:
+            return
+        array = constant.numpy().astype(np.float64)
+        least, most = float(array.min()), float(array.max())
+        margin = (most - least) / 16 or 1.0
+        above = index == _LARGER_INPUT[node.op_type]
+        self._found.threshold = most + margin if above else least - margin
 
 
 #: Operators whose outputs hold the values of these inputs; None means all of them.
@@ -211,14 +235,13 @@ def _shifted(node: ir.Node, index: int, shift: _Shift) -> _Shift | None:
         return shift if kept is None or index in kept else None
     if node.op_type not in ("Add", "Sub", "Mul") or len(node.inputs) != 2:
         return None
-    other = array_of(node.inputs[1 - index])
-    if other is None or other.size == 0 or other.dtype.kind not in "iu":
+    other = integers_of(node.inputs[1 - index])
+    if other is None:
         return None
     least, most = int(other.min()), int(other.max())
     if node.op_type == "Mul":
-        return (
-            _Shift(shift.scale * most, shift.least * most, shift.most * most) if least == most > 0 else None
-        )
+        same = least == most > 0
+        return _Shift(shift.scale * most, shift.least * most, shift.most * most) if same else None
     if node.op_type == "Add":
         return _Shift(shift.scale, shift.least + least, shift.most + most)
     if index == 0:
@@ -226,7 +249,9 @@ def _shifted(node: ir.Node, index: int, shift: _Shift) -> _Shift | None:
     return _Shift(-shift.scale, least - shift.most, most - shift.least)
 
 
-_COMPARISONS = frozenset({"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or"})
+#: Which input of a comparison is the larger one where it is true.
+_LARGER_INPUT = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
+_COMPARISONS = frozenset({*_LARGER_INPUT, "Not", "And", "Or"})
 _SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Reshape": (1,),
     "Expand": (1,),
@@ -256,98 +281,6 @@ def _meaning(node: ir.Node, index: int) -> Kind | None:
     if casts_to_bool or node.op_type in _COMPARISONS or (node.op_type == "Where" and index == 0):
         return "mask"
     return None
-
-
-class _Axis(NamedTuple):
-    """An axis of a value, that something indexes."""
-
-    value: ir.Value | None
-    index: int
-
-
-Targets = Sequence[int | _Axis]
-
-
-def _indexed(node: ir.Node, index: int) -> Targets:
-    """What this input of the node indexes: axes of values, or a number of rows."""
-    domain = "" if is_default_domain(node) else node.domain
-    lookup = _LOOKUPS.get((domain, node.op_type))
-    return () if lookup is None else lookup(node, index)
-
-
-def _along_axis(node: ir.Node, index: int) -> Targets:
-    return [_Axis(node.inputs[0], node.attributes.get_int("axis", 0))] if index == 1 else []
-
-
-def _along_gather_axis(node: ir.Node, index: int) -> Targets:
-    return [_Axis(node.inputs[0], node.attributes.get_int("gather_axis", 0))] if index == 1 else []
-
-
-def _along_leading_axes(node: ir.Node, index: int) -> Targets:
-    """GatherND and ScatterND: the last axis of the indices holds one index for each leading axis."""
-    if index != 1:
-        return []
-    data, indices = node.inputs[:2]
-    depth = indices.shape[-1] if indices is not None and indices.shape else None
-    first = node.attributes.get_int("batch_dims", 0)
-    rank = len(data.shape) if data is not None and data.shape is not None else 0
-    last = min(first + depth, rank) if isinstance(depth, int) else rank
-    return [_Axis(data, axis) for axis in range(first, last)]
-
-
-def _one_hot_depth(node: ir.Node, index: int) -> Targets:
-    depth = array_of(node.inputs[1]) if index == 0 else None
-    return [int(depth.reshape(-1)[0])] if depth is not None and depth.size else []
-
-
-def _table_of(tables: dict[int, int]) -> Callable[[ir.Node, int], Targets]:
-    """An operator whose input ``index`` selects rows of its input ``tables[index]``."""
-
-    def lookup(node: ir.Node, index: int) -> Targets:
-        table = tables.get(index, len(node.inputs))
-        return [_Axis(node.inputs[table], 0)] if table < len(node.inputs) else []
-
-    return lookup
-
-
-_LOOKUPS: dict[tuple[str, str], Callable[[ir.Node, int], Targets]] = {
-    ("", "Gather"): _along_axis,
-    ("", "GatherElements"): _along_axis,
-    ("", "ScatterElements"): _along_axis,
-    ("", "GatherND"): _along_leading_axes,
-    ("", "ScatterND"): _along_leading_axes,
-    ("", "OneHot"): _one_hot_depth,
-    ("", "RotaryEmbedding"): _table_of({3: 1}),
-    ("com.microsoft", "RotaryEmbedding"): _table_of({1: 2}),
-    ("com.microsoft", "EmbedLayerNormalization"): _table_of({0: 2, 1: 4, 8: 3}),
-    ("com.microsoft", "QEmbedLayerNormalization"): _table_of({0: 2, 1: 4}),
-    ("com.microsoft", "GatherBlockQuantized"): _along_gather_axis,
-}
-
-
-def _size(value: ir.Value | None, axis: int) -> int | tuple[str, int] | None:
-    """The size of an axis: known, that of a graph input, or None."""
-    if value is None:
-        return None
-    tensor = constant_of(value)
-    if tensor is not None:
-        shape = tensor.shape.numpy()
-        return int(shape[axis]) if -len(shape) <= axis < len(shape) else None
-    if value.shape is not None and -len(value.shape) <= axis < len(value.shape):
-        dim = value.shape[axis]
-        if isinstance(dim, int) and dim >= 0:
-            return dim
-        if value.is_graph_input() and value.name and value.producer() is None:
-            return value.name, axis % len(value.shape)
-    return _size_of_source(value, axis)
-
-
-def _size_of_source(value: ir.Value, axis: int) -> int | tuple[str, int] | None:
-    """Through operators that keep the shape: a table may be dequantized or cast before it is used."""
-    node = value.producer()
-    if node is None or node.op_type not in ("DequantizeLinear", "Cast", "Identity"):
-        return None
-    return _size(node.inputs[0], axis)
 
 
 def _body_inputs(node: ir.Node, index: int) -> list[ir.Value]:

@@ -55,6 +55,8 @@ def _draw(spec: InputSpec, role: Role, specs: Sequence[InputSpec], shapes: Shape
     shape, dtype = shapes[spec.name], spec.dtype.numpy()
     if role.kind == "mask":
         return _mask(random, shape).astype(dtype)
+    if role.kind == "threshold":
+        return np.full(shape, role.threshold).astype(dtype)
     if spec.dtype.is_floating_point() or dtype.kind == "c":
         return _floats(random, shape, how).astype(dtype)
     if spec.dtype == ir.DataType.BOOL:
@@ -69,8 +71,8 @@ def _floats(random: np.random.Generator, shape: tuple[int, ...], how: Draw) -> n
     if parameter and how.level == "one":
         return np.ones(shape, np.float32)
     if how.uniform or (parameter and how.level != "all"):
-        return random.random(shape, np.float32)
-    return random.standard_normal(shape, np.float32)
+        return np.asarray(random.random(shape, np.float32))
+    return np.asarray(random.standard_normal(shape, np.float32))
 
 
 def _bools(random: np.random.Generator, shape: tuple[int, ...], how: Draw) -> np.ndarray:
@@ -105,7 +107,7 @@ def _integers(
     if how.level == "small":
         low = min(max(low, 0), high)
         high = min(high, low + 1)
-    return random.integers(low, high, shape, endpoint=True)
+    return np.asarray(random.integers(low, high, shape, endpoint=True))
 
 
 def _range(dtype: ir.DataType, role: Role, shapes: Shapes) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.runtime._axes import specs_of
+from graphopt.runtime._axes import baked_sizes, specs_of
 from graphopt.runtime._probing import Prober
 from graphopt.runtime._roles import role_of
 from graphopt.runtime.evaluate import Session
@@ -64,7 +64,7 @@ def draw(
     values = {value.name: value for value in model.graph.inputs}
     roles = {spec.name: role_of(model, values[spec.name]) for spec in specs}
     with Session(model) as session:
-        prober = Prober(session, specs, roles, seed)
+        prober = Prober(session, specs, roles, baked_sizes(model), seed)
         plan = prober.plan()
         chosen = prober.choose(plan, count)
     feeds = [prober.feed(trial) for trial in chosen]

@@ -226,7 +226,7 @@ class Linear:
             return ir.tensor(product.reshape(weight.shape))
 
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
-            return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+            return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()))
         return multiply()
 
     def _bias_vector(self) -> Array | None:

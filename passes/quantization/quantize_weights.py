@@ -49,6 +49,9 @@ class QuantizeWeights(Pass):
     so that ``|w - w'| <= scale / 2``. Only the storage changes (weight-only quantization): activations and
     arithmetic stay in float. The dequantized value keeps the weight's name.
 
+    onnxruntime with its default optimizations turns such a MatMul into MatMulNBits, which rounds activations
+    to 8 bits as well (about 45 dB); ``session.qdq_matmulnbits_accuracy_level = 1`` keeps them in float.
+
     Weights are constants of float32 (float16 from opset 19) that feed nothing but Conv, ConvTranspose,
     Gemm, MatMul, Gather (an embedding table), LSTM, GRU or RNN, directly or through Transpose, Reshape or
     Identity. The channel axis is that of the outputs (for Gather: of the rows). A weight has one scale where
@@ -104,7 +107,9 @@ class QuantizeWeights(Pass):
 
     def _is_possible(self, weight: _Weight, refusals: list[Refusal]) -> bool:
         uses = list(_uses(weight.value, len(weight.tensor.shape.numpy())))
-        reason = next((use.reason for use in uses if use.reason), "" if uses else "nothing uses it")
+        if all(use.reason for use in uses):
+            return False  # no weight at all: a bias, a mask, the scale of a quantized weight
+        reason = next((use.reason for use in uses if use.reason), "")
         if weight.tensor.dtype == ir.DataType.FLOAT16 and weight.opset < _FLOAT16_OPSET:
             reason = reason or f"float16 needs opset {_FLOAT16_OPSET}, the model has {weight.opset}"
         if reason:

@@ -79,7 +79,7 @@ def divide(call: Call) -> Array:
         return np.divide(left, right)
     _refuse_traps(left, right)
     quotient = np.floor_divide(left, right)
-    rounded_down = (quotient * right != left) & ((left < 0) != (right < 0))
+    rounded_down = np.asarray((quotient * right != left) & ((left < 0) != (right < 0)))
     return np.add(quotient, rounded_down.astype(left.dtype))
 
 
@@ -101,7 +101,8 @@ def power(call: Call) -> Array:
     """The result has the type of the base; integers are refused where a double cannot hold the result."""
     base, exponent = require_kind(call[0], "iuf"), require_kind(call[1], "iuf")
     if base.dtype.kind == "f":
-        return np.power(base.astype(np.float64), exponent.astype(np.float64)).astype(base.dtype)
+        wide: Array = np.power(base.astype(np.float64), exponent.astype(np.float64))
+        return wide.astype(base.dtype)
     if np.any(exponent < 0) or exponent.dtype.kind == "f":
         raise Refused("an integer is raised to a power that is negative or no integer")
     result = np.power(base.astype(np.float64), exponent.astype(np.float64))

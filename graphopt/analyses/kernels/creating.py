@@ -79,4 +79,5 @@ def eye_like(call: Call) -> Array:
     if data.ndim != 2:
         raise Refused("EyeLike needs a matrix")
     rows, columns = np.ogrid[: data.shape[0], : data.shape[1]]
-    return np.equal(columns - rows, call.integer("k", 0)).astype(_eye_dtype(call))
+    eye: Array = np.equal(columns - rows, call.integer("k", 0)).astype(_eye_dtype(call))
+    return eye

@@ -164,7 +164,8 @@ def one_hot(call: Call) -> Array:
     axis = normalized(call.integer("axis", -1), indices.ndim + 1)
     wrapped = np.where(indices < 0, indices + depth, indices)
     column = np.arange(depth).reshape([-1 if i == axis else 1 for i in range(indices.ndim + 1)])
-    return np.where(np.equal(np.expand_dims(wrapped, axis), column), values[1], values[0])
+    hot: Array = np.where(np.equal(np.expand_dims(wrapped, axis), column), values[1], values[0])
+    return hot
 
 
 def _best(call: Call, last: bool, best: str) -> Array:

@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
+
+from graphopt.passes.fusion.fuse import Fuse
 
 RULES = ("conv-mul", "conv-add", "gemm-mul", "gemm-add")
 CONV = "Conv (x, w)", "3, 2, 3, 3", "2, 2, 5, 5"
@@ -21,7 +25,7 @@ def model_text(linear, second, *, constant="3, 1, 1", more="", outputs=("y",), o
     shape = f"[{constant}]" if constant else ""
     dims = ", ".join("pqrst"[: len(x.split(","))])
     declared = ", ".join(f"float[{dims}] {name}" for name in outputs)
-    return f"""<ir_version: 8, opset_import: ["" : {opset}]> 
+    return f"""<ir_version: 8, opset_import: ["" : {opset}]>
         g (float[{x}] x, float[{weight}] w{bias}, float{shape} k) => ({declared}) {{
             [main] c = {call}
             [second] y = {second}
@@ -184,3 +188,59 @@ def test_constant_nodes_count_as_constants(parse, bind, draw, fuse, ops, assert_
     fuse(after, *RULES)
     assert [n.op_type for n in after.graph] == ["Conv"]
     assert_same(before, after, {"x": draw(2, 2, 5, 5)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    op_type=st.sampled_from(["Gemm", "MatMul"]),
+    transposed=st.booleans(),
+    bias=st.sampled_from([None, (), (1,), (3,), (1, 3), (1, 1)]),
+    norm=st.booleans(),
+    tail=st.lists(st.sampled_from(["Mul", "Add", "Sub", "Div"]), max_size=4),
+)
+def test_any_chain_behind_a_matrix_product_is_one_node(seed, op_type, transposed, bias, norm, tail):
+    rng = np.random.default_rng(seed)
+    model = _random_chain(rng, op_type, transposed, bias, norm, tail)
+    before = model.clone()
+    Fuse()(model)
+    left = [n.op_type for n in model.graph]
+    assert left in (["Gemm"], ["MatMul"]) or tail[0] == "Sub"  # c - MatMul has nothing to go into at first
+    x = rng.standard_normal((5, 4))
+    want, got = (ReferenceEvaluator(ir.to_proto(m)).run(None, {"x": x})[0] for m in (before, model))
+    scale = np.abs(want).max() + 1.0
+    np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=1e-12)
+
+
+def _random_chain(rng, op_type, transposed, bias, norm, tail) -> ir.Model:
+    double = ir.TensorType(ir.DataType.DOUBLE)
+    x = ir.Value(name="x", type=double, shape=ir.Shape(["N", 4]))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 17}, name="g")
+
+    def constant(name, *shape):
+        array = rng.uniform(0.5, 2, shape)
+        value = ir.Value(
+            name=name, const_value=ir.tensor(array, name=name), type=double, shape=ir.Shape(shape)
+        )
+        graph.register_initializer(value)
+        return value
+
+    def node(op_type, inputs, **attributes):
+        graph.append(ir.node(op_type, inputs, attributes))
+        return graph[-1].outputs[0]
+
+    if op_type == "MatMul":
+        value = node("MatMul", [x, constant("w", 4, 3)])
+    else:
+        inputs = [x, constant("w", 3, 4) if transposed else constant("w", 4, 3)]
+        inputs += [constant("b", *bias)] if bias is not None else []
+        value = node("Gemm", inputs, transB=int(transposed), alpha=0.5, beta=-2.0)
+    if norm:
+        parameters = [constant(name, 3) for name in ("gamma", "beta", "mean", "var")]
+        value = node("BatchNormalization", [value, *parameters], epsilon=2.0**-10)
+    for index, step in enumerate(tail):
+        other = constant(f"c{index}", *[(), (1,), (3,), (1, 3)][rng.integers(4)])
+        value = node(step, [value, other] if step == "Div" or rng.integers(2) else [other, value])
+    value.name, value.type = "y", double
+    graph.outputs.append(value)
+    return ir.Model(graph, ir_version=8)

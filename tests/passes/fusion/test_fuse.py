@@ -9,7 +9,7 @@ import pytest
 from graphopt.options import ConversionError, build
 from graphopt.passes.fusion.fuse import Fuse, fusion_rules
 
-CONV_CHAIN = """<ir_version: 8, opset_import: ["" : 17]> 
+CONV_CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[1, 2, 5, 5] x, float[2, 2, 3, 3] w, float[2, 1, 1] k) => (float[1, 2, 5, 5] y) {
         pads = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()
         p = Pad (x, pads)
@@ -75,7 +75,7 @@ def test_interface_is_kept(parse, bind):
 
 
 def test_inside_a_function(parse, assert_same):
-    text = """<ir_version: 9, opset_import: ["" : 17, "own" : 1]> 
+    text = """<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
         g (float[1, 1, 4, 4] x) => (float[1, 1, 3, 3] y) { y = own.F (x) }
         <domain: "own", opset_import: ["" : 17]> F (u) => (r) {
             w = Constant <value = float[1, 1, 2, 2] {1, 2, 3, 4}> ()

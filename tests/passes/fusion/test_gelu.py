@@ -56,7 +56,8 @@ HALF_X_FIRST = "t = Tanh (a); p = Add (t, one); h = Mul (x, half); y = Mul (h, p
 HALF_LAST = "t = Tanh (a); p = Add (one, t); h = Mul (p, x); y = Mul (half, h)"
 TANH = {
     "pow": f"c = Pow (x, three); d = Mul (c, cubic); s = Add (x, d); a = Mul (s, k); {HALF_X_FIRST}",
-    "cube": f"q = Mul (x, x); c = Mul (q, x); d = Mul (c, cubic); s = Add (d, x); a = Mul (k, s); {HALF_LAST}",
+    "cube": "q = Mul (x, x); c = Mul (q, x); d = Mul (c, cubic); s = Add (d, x); a = Mul (k, s); "
+    + HALF_LAST,
     "factored": "q = Mul (x, x); d = Mul (q, cubic); s = Add (d, one); b = Mul (x, k); a = Mul (b, s); "
     + HALF_X_FIRST,
     "expanded": f"c = Pow (x, three); d = Mul (c, product); b = Mul (x, k); a = Add (b, d); {HALF_LAST}",

@@ -55,8 +55,9 @@ def test_per_channel_refuses_everything_else(shape, rank, axis):
 
 def test_large_external_weight_stays_in_its_file(parse, bind, fuse, run, assert_same, tmp_path, monkeypatch):
     monkeypatch.setattr("graphopt.passes.fusion.linear._LAZY_ABOVE", 100)
-    text = """<ir_version: 8, opset_import: ["" : 17]> 
-        g (float[1, 4, 5, 5] x, float[4, 4, 3, 3] w, float[4, 1, 1] k) => (float[1, 4, 3, 3] y) { c = Conv (x, w) y = Mul (c, k) }"""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4, 5, 5] x, float[4, 4, 3, 3] w, float[4, 1, 1] k)
+        => (float[1, 4, 3, 3] y) { c = Conv (x, w) y = Mul (c, k) }"""
     before = bind(parse(text), w=None, k=None)
     ir.save(before, tmp_path / "m.onnx", external_data="m.data")
     after = ir.load(tmp_path / "m.onnx")
