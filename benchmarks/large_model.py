@@ -16,6 +16,7 @@ included; "without mapped files" is what the program itself held.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -90,9 +91,9 @@ def _declarations(weights: _Weights, blocks: int) -> Iterator[str]:
     for i in range(blocks):
         yield _BLOCK_CONSTANTS.format(i=i, width=WIDTH).strip().rstrip(",")
         yield weights.declare(f"w_up{i}", (WIDTH, HIDDEN), 0, WIDTH**-0.5)
-        yield weights.declare(f"b_up{i}", (HIDDEN,), 0, 0)
+        yield weights.declare(f"b_up{i}", (HIDDEN,), 0.05, 0)  # the same in every block
         yield weights.declare(f"w_down{i}", (HIDDEN, WIDTH), 0, HIDDEN**-0.5)
-        yield weights.declare(f"b_down{i}", (WIDTH,), 0, 0)
+        yield weights.declare(f"b_down{i}", (WIDTH,), 0, 0.02)
     yield weights.declare("w_head", (WIDTH, CLASSES), 0, WIDTH**-0.5)
     for name, mean in (("b_head", 0), ("gain", 1), ("shift", 0), ("mean", 0), ("variance", 3)):
         yield weights.declare(name, (CLASSES,), mean, 0.1)
@@ -148,7 +149,7 @@ def check(source: Path, target: Path, result: Path) -> None:
 
 def measure(folder: Path, gigabytes: float, limit: float) -> dict[str, Any]:
     """Make, optimize, check; the figures as plain data."""
-    blocks = max(1, round(gigabytes * 1e9 / BLOCK_BYTES))
+    blocks = math.ceil(gigabytes * 1e9 / BLOCK_BYTES)
     (folder / "in").mkdir()
     (folder / "out").mkdir()
     source, target = folder / "in" / "large.onnx", folder / "out" / "large.opt.onnx"

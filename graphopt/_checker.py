@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 import onnx.checker
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 from graphopt._proto import one_line, tensors_of
 from graphopt.errors import InputError
@@ -26,6 +26,8 @@ def check_proto(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(_without_weights(proto))
     except onnx.checker.ValidationError as error:
         raise InputError(f"not a valid ONNX model: {one_line(error)}") from None
+    except (DecodeError, EncodeError):  # protobuf copies by way of its wire format, at most 100 messages deep
+        raise InputError("the model is nested too deeply for an ONNX file, or larger than 2 GiB") from None
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -183,7 +183,7 @@ def _bytes_of(message: Message) -> bytes:
         content: bytes = message.SerializeToString()
     except EncodeError:
         raise OutputError(
-            "the model is larger than 2 GiB without its initializers; no ONNX file can hold it"
+            "the model without its initializers is larger than 2 GiB or nested too deeply for an ONNX file"
         ) from None
     return content
 

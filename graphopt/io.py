@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from graphopt import _formats
 from graphopt._atomic import checked_target, output_errors, replace, replace_pair
@@ -82,9 +82,11 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     if not proto.opset_import or not proto.ir_version:
         raise InputError("the ModelProto has no opset import or no IR version")
     copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
     try:
+        copy.CopyFrom(proto)
         return _from_proto(copy, None)
+    except (DecodeError, EncodeError) as error:
+        raise InputError("the ModelProto is larger than 2 GiB or nested too deeply") from error
     except UserError as error:
         raise type(error)(f"the ModelProto: {error}") from error
 

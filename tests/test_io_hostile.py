@@ -26,7 +26,7 @@ import pytest
 from google.protobuf.message import Message
 
 from graphopt import _atomic, _writer, io, limits
-from graphopt.errors import GraphoptError, InputError, OutputError, UnsupportedError, UserError
+from graphopt.errors import InputError, OutputError, UnsupportedError, UserError
 
 TEXT = """<ir_version: 10, opset_import: ["" : 17, "local" : 1], metadata_props: ["k": "v"]>
 g (float[N,8] x, bool c) => (float[N,8] y, seq(float[N]) s)
@@ -114,7 +114,8 @@ def test_file_larger_than_protobuf_allows_is_not_read(tmp_path):
         ("m.onnx", b"<!DOCTYPE html>", "not an ONNX model"),
         ("m.onnx", bytes(100), "not an ONNX model"),
         ("m.onnx", b"\x08\x08", "no graph or no IR version"),
-        ("m.json", b"[]", "not an ONNX model as json"),
+        ("m.json", b"[]", "not an ONNX model"),
+        ("m.json", b"[1]", "not an ONNX model as json"),
         ("m.json", b'{"graph": 3}', "not an ONNX model as json"),
         ("m.json", b"\xff\xfe", "not UTF-8 text"),
         ("m.textproto", b"graph {", "not an ONNX model as textproto"),
@@ -156,16 +157,35 @@ def test_truncation_anywhere_is_refused(tmp_path):
     assert not accepted
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _writer._varint(len(content)) + content
+
+
 def test_binary_nesting_beyond_protobuf_is_refused(tmp_path):
-    inner = onnx.GraphProto(name="g")
-    for _ in range(60):
-        outer = onnx.GraphProto(name="g")
-        attribute = outer.node.add(op_type="If").attribute.add(name="b", type=onnx.AttributeProto.GRAPH)
-        attribute.g.CopyFrom(inner)
-        inner = outer
-    model = proto()
-    model.graph.node.extend(inner.node)
-    refused(stored(tmp_path, model), "nested too deeply")
+    graph = b""
+    for _ in range(1000):  # GraphProto.node, NodeProto.attribute, AttributeProto.g
+        graph = field(1, field(5, field(6, graph)))
+    (tmp_path / "m.onnx").write_bytes(proto().SerializeToString() + field(7, graph))
+    refused(tmp_path / "m.onnx", "nested too deeply")
+
+
+@pytest.mark.parametrize(("levels", "good"), [(20, True), (40, False), (70, False)])
+def test_nesting_that_only_text_can_express(tmp_path, levels, good):
+    """Protobuf stops at 100 messages inside each other, which text form does not show."""
+    code = "Identity (x)"
+    for level in range(levels):
+        one = f"then_branch = t{level} () => (float[1] p{level}) {{ p{level} = {code} }}"
+        two = f"else_branch = e{level} () => (float[1] q{level}) {{ q{level} = Identity (x) }}"
+        code = f"If (c) <{one}, {two}>"
+    path = tmp_path / "m.onnxtxt"
+    path.write_text(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[1] x, bool c) => (float[1] y) {{ y = {code} }}'
+    )
+    if good:
+        io.check(io.load(path))
+    else:
+        refused(path, "nested (too deeply|deeper than 64)")
 
 
 # What a protobuf may hold
@@ -654,11 +674,11 @@ def scalar(field, rng: random.Random) -> object:
     return abs(number) % 2**63 if field.type == field.TYPE_UINT64 else number
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_damaged_structure_gives_a_model_or_an_error(tmp_path, seed):
     rng = random.Random(seed)
     results = []
-    for _ in range(200):
+    for _ in range(150):
         model = proto()
         for _ in range(rng.randint(1, 3)):
             mutate(model, rng)
@@ -832,7 +852,7 @@ def test_kill_leaves_the_old_or_the_new_file_whole(tmp_path, external):
     path.parent.mkdir()
     io.save(sizable(3.0), path, external_data=external)
     arguments = [tmp_path / "0.onnx", tmp_path / "1.onnx", path, str(external)]
-    for _ in range(3):
+    for _ in range(2):
         child = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, *arguments], stdout=subprocess.PIPE)
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
@@ -908,9 +928,3 @@ def test_no_permission_is_one_line(open_folder):
     finally:
         open_folder.chmod(0o755)
     assert sorted(open_folder.iterdir()) == before
-
-
-def test_every_error_here_is_a_user_error():
-    assert issubclass(InputError, UserError)
-    assert issubclass(OutputError, UserError)
-    assert issubclass(UserError, GraphoptError)
