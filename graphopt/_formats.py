@@ -126,8 +126,13 @@ def _from_onnx_text(text: str) -> onnx.ModelProto:
         detail = error.args[0] if error.args else ""
         message = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(detail)
         raise InputError(f"this is not valid ONNX text: {one_line(message)}") from None
+    except DecodeError:
+        raise InputError(_TOO_DEEP) from None
     except (RuntimeError, ValueError, IndexError, OverflowError) as error:  # C++ exceptions about numbers
         raise InputError(f"this is not valid ONNX text: {one_line(error)}") from None
+
+
+_TOO_DEEP = "the file is nested too deeply for an ONNX model"
 
 
 def _guard_brackets(text: str) -> None:
@@ -136,7 +141,7 @@ def _guard_brackets(text: str) -> None:
     for match in re.finditer(r"[][(){}]", text):
         depth = depth + 1 if match[0] in "[({" else max(depth - 1, 0)
         if depth > 8 * NESTING_DEPTH:
-            raise InputError("the file is nested too deeply for an ONNX model in text form")
+            raise InputError(_TOO_DEEP)
 
 
 def to_text(proto: onnx.ModelProto, suffix: str) -> bytes:

@@ -188,6 +188,15 @@ def test_nesting_that_only_text_can_express(tmp_path, levels, good):
         refused(path, "nested (too deeply|deeper than 64)")
 
 
+def test_nesting_in_text_protobuf(tmp_path):
+    level = 'node { op_type: "If" attribute { name: "then_branch" type: GRAPH g { name: "g" '
+    head = 'ir_version: 8 opset_import { domain: "" version: 17 } graph { name: "g" '
+    for levels in (40, 70):
+        path = tmp_path / "m.textproto"
+        path.write_text(head + level * levels + "} } } " * levels + "}")
+        refused(path, "nested (too deeply|deeper than 64)|not an ONNX model as textproto: maximum recursion")
+
+
 # What a protobuf may hold
 
 

@@ -191,7 +191,7 @@ def _hide_claims(model: ir.Model, values: list[ir.Value], names: _AxisNames) -> 
         tensor = value.const_value if value.is_initializer() else None
         value.metadata_props.pop(_elements_key(), None)
         if tensor is not None and not value.is_graph_input():
-            value.shape = ir.Shape(tensor.shape.numpy())  # type: ignore[attr-defined]
+            value.shape = ir.Shape(tensor.shape.numpy())
             value.const_value = tensor if tensor.size <= LARGE_CONSTANT else None
             continue
         value.const_value = _held_by_constant(value)

@@ -10,7 +10,14 @@ import onnx_ir as ir
 
 from graphopt.graph import constant_of, is_default_domain
 
-__all__ = ["MOST_ELEMENTS", "IndexedAxis", "indexed", "integers_of", "size_of_axis"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "IndexedAxis",
+    "indexed",
+    "integer_attribute",
+    "integers_of",
+    "size_of_axis",
+]
 
 #: Constants larger than this are not looked into.
 MOST_ELEMENTS = 1 << 20
@@ -22,6 +29,12 @@ def integers_of(value: ir.Value | None) -> np.ndarray | None:
     if tensor is None or not tensor.dtype.is_integer() or not 0 < tensor.size <= MOST_ELEMENTS:
         return None
     return tensor.numpy()
+
+
+def integer_attribute(node: ir.Node, name: str) -> int:
+    """An attribute with the default 0; also 0 where a function leaves it to its caller."""
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
 class IndexedAxis(NamedTuple):
@@ -42,11 +55,11 @@ def indexed(node: ir.Node, index: int) -> Targets:
 
 
 def _along_axis(node: ir.Node, index: int) -> Targets:
-    return [IndexedAxis(node.inputs[0], node.attributes.get_int("axis", 0))] if index == 1 else []
+    return [IndexedAxis(node.inputs[0], integer_attribute(node, "axis"))] if index == 1 else []
 
 
 def _along_gather_axis(node: ir.Node, index: int) -> Targets:
-    return [IndexedAxis(node.inputs[0], node.attributes.get_int("gather_axis", 0))] if index == 1 else []
+    return [IndexedAxis(node.inputs[0], integer_attribute(node, "gather_axis"))] if index == 1 else []
 
 
 def _along_leading_axes(node: ir.Node, index: int) -> Targets:
@@ -55,7 +68,7 @@ def _along_leading_axes(node: ir.Node, index: int) -> Targets:
         return []
     data, indices = node.inputs[:2]
     depth = indices.shape[-1] if indices is not None and indices.shape else None
-    first = node.attributes.get_int("batch_dims", 0)
+    first = integer_attribute(node, "batch_dims")
     rank = len(data.shape) if data is not None and data.shape is not None else 0
     last = min(first + depth, rank) if isinstance(depth, int) else rank
     return [IndexedAxis(data, axis) for axis in range(first, last)]

@@ -17,7 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_of, is_default_domain
-from graphopt.runtime._indexing import MOST_ELEMENTS, IndexedAxis, indexed, integers_of, size_of_axis
+from graphopt.runtime._indexing import (
+    MOST_ELEMENTS,
+    IndexedAxis,
+    indexed,
+    integer_attribute,
+    integers_of,
+    size_of_axis,
+)
 
 __all__ = ["Role", "role_of"]
 
@@ -277,7 +284,7 @@ def _meaning(node: ir.Node, index: int) -> Kind | None:
         return "size"
     if node.op_type == "Equal":
         return "choice"
-    casts_to_bool = node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.BOOL
+    casts_to_bool = node.op_type == "Cast" and integer_attribute(node, "to") == ir.DataType.BOOL
     if casts_to_bool or node.op_type in _COMPARISONS or (node.op_type == "Where" and index == 0):
         return "mask"
     return None

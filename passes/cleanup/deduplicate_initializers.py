@@ -32,7 +32,7 @@ class _Candidate(NamedTuple):
 class DeduplicateInitializers(Pass):
     """Keep one of several initializers that hold the same tensor: dtype, shape and every bit.
 
-    1. Equal initializers of one graph become the first of them.
+    1. Equal initializers of one graph become the one of the shortest name, so that the file never grows.
     2. An initializer of a subgraph that equals one of an enclosing graph becomes that one.
 
     It does not fire on initializers that are graph inputs (a caller may override them) or graph outputs, nor
@@ -90,7 +90,7 @@ def _groups(items: Iterable[_Candidate], key: Callable[[_Candidate], Hashable]) 
 def _merge(equal: list[_Candidate]) -> Iterator[_Candidate]:
     """Replace each initializer by an equal one that its graph sees; yields those that went."""
     kept: dict[ir.Graph, ir.Value] = {}
-    for candidate in equal:
+    for candidate in sorted(equal, key=lambda c: (len(c.chain), len(str(c.value.name)))):
         keeper = next((kept[graph] for graph in candidate.chain if graph in kept), None)
         if keeper is None:
             kept[candidate.chain[0]] = candidate.value

@@ -49,6 +49,15 @@ def test_equal_initializers_become_the_first(parse, assert_same):
     assert_same(parse(text), model, {"x": X})
 
 
+def test_the_shortest_name_stays(parse):
+    model = parse("""<ir_version: 8, opset_import: ["" : 17]> g (float[N,1] x) => (float[N,1] y)
+    <float[1] a_rather_long_name = {1}, float[1] b = {1}> { p = Add(x, a_rather_long_name) y = Mul(p, b) }""")
+    before = ir.to_proto(model).ByteSize()
+    assert apply(model).modified
+    assert list(model.graph.initializers) == ["b"]
+    assert ir.to_proto(model).ByteSize() < before
+
+
 @pytest.mark.parametrize(
     ("first", "second", "merged"),
     [
