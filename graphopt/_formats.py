@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from graphopt._proto import one_line, tensors_of
 from graphopt.errors import InputError, OutputError
-from graphopt.limits import NESTING_DEPTH, PROTOBUF_MAX
+from graphopt.limits import MIB, NESTING_DEPTH, PROTOBUF_MAX, TEXT_MODEL
 
 __all__ = ["BINARY_SUFFIXES", "TEXT_SUFFIXES", "read", "to_text"]
 
@@ -56,13 +56,10 @@ def read(path: Path) -> onnx.ModelProto:
     """
     suffix = path.suffix.lower()
     try:
-        content = _content(path)
+        _guard_file(path, suffix)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}") from error
-    if suffix in _FOREIGN_SUFFIXES:
-        raise InputError(
-            f"this is a {_FOREIGN_SUFFIXES[suffix]} file, not an ONNX model; convert it to ONNX first"
-        )
     for offset, magic, what in _FOREIGN_CONTENT:
         if content[offset : offset + len(magic)] == magic:
             raise InputError(f"this is not an ONNX model: it {what}")
@@ -74,8 +71,8 @@ def read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file: a pipe or device could block or never end."""
+def _guard_file(path: Path, suffix: str) -> None:
+    """A regular file of a possible size: a pipe or device could block or never end."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -86,11 +83,13 @@ def _content(path: Path) -> bytes:
         raise InputError("this is not a regular file")
     if status.st_size == 0:
         raise InputError("the file is empty")
+    if suffix in _FOREIGN_SUFFIXES:
+        kind = _FOREIGN_SUFFIXES[suffix]
+        raise InputError(f"this is a {kind} file, not an ONNX model; convert it to ONNX first")
     if status.st_size > PROTOBUF_MAX:
-        raise InputError(
-            "the file is larger than 2 GiB, which no ONNX file can be; larger models have external data"
-        )
-    return path.read_bytes()
+        raise InputError("the file is larger than the 2 GiB an ONNX file can have; use external data")
+    if status.st_size > TEXT_MODEL and suffix in TEXT_SUFFIXES:
+        raise InputError(f"the file is larger than {TEXT_MODEL // MIB} MiB, too large for text; use .onnx")
 
 
 def _from_bytes(content: bytes) -> onnx.ModelProto:

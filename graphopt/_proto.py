@@ -16,15 +16,11 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from graphopt.errors import InputError, UnsupportedError
-from graphopt.limits import EXPANDED_NODES, NESTING_DEPTH
+from graphopt.limits import EXPANDED_NODES, NESTING_DEPTH, TENSOR_ELEMENTS, TENSOR_RANK
 
 __all__ = ["Place", "guard", "nbytes_of", "one_line", "quoted", "root_cause", "tensors_of"]
 
 FunctionId = tuple[str, str, str]
-#: NumPy 1 stops here, and no operator means anything at such ranks.
-_MAX_RANK = 32
-#: Elements, with empty axes counted as one, that no address space holds.
-_MAX_ELEMENTS = 1 << 56
 
 
 def quoted(name: str | bytes) -> str:
@@ -187,6 +183,8 @@ def _guard_supported(message: Message) -> None:
             "a function of the model takes a subgraph as its attribute, which is not supported; "
             "inline the functions first"
         )
+    if isinstance(message, onnx.NodeDeviceConfigurationProto) and not message.configuration_id:
+        raise InputError("a device configuration of a node has no id, so it could not be saved again")
 
 
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
@@ -263,7 +261,7 @@ def _guard_tensor(place: Place) -> None:
     if tensor.data_type not in _ELEMENT_TYPES:
         raise InputError(f"{place} has the unknown element type {tensor.data_type}: the file is damaged")
     negative = any(axis < 0 for axis in shape)
-    if negative or len(shape) > _MAX_RANK or math.prod(max(axis, 1) for axis in shape) > _MAX_ELEMENTS:
+    if negative or len(shape) > TENSOR_RANK or math.prod(max(axis, 1) for axis in shape) > TENSOR_ELEMENTS:
         raise InputError(f"{place} has the impossible shape {str(shape)[:100]}: the file is damaged")
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         _guard_data(place)

@@ -20,12 +20,10 @@ from google.protobuf.message import EncodeError, Message
 from graphopt._proto import quoted, root_cause, tensors_of
 from graphopt._structure import copy_data, initializers, placeholder, read, swapped_tensors
 from graphopt.errors import InputError, OutputError
-from graphopt.limits import EXTERNAL_DATA_ABOVE, EXTERNAL_DATA_MIN_TENSOR, MIB
+from graphopt.limits import EXTERNAL_DATA_ABOVE, EXTERNAL_DATA_KEPT_ABOVE, EXTERNAL_DATA_MIN_TENSOR, MIB
 
 __all__ = ["Plan", "full_proto", "plan", "write"]
 
-#: Models that came with external data keep it when their weights pass this; smaller ones become one file.
-_KEEP_EXTERNAL_ABOVE = 64 * MIB
 #: Where a tensor starts in a data file: large ones at a page, as ONNX recommends for memory mapping.
 _LARGE, _PAGE, _ALIGNMENT = MIB, 4096, 64
 
@@ -61,14 +59,15 @@ def plan(model: ir.Model, data_name: str, external_data: bool | None) -> Plan:
         model: The model; it is not changed and its weights are not read.
         data_name: Name of the data file, should there be one.
         external_data: Whether there is a data file; None: if the model is larger than
-            ``limits.EXTERNAL_DATA_ABOVE``, or has more than 64 MiB of weights and some of them still lie in
-            a data file. Initializers below ``limits.EXTERNAL_DATA_MIN_TENSOR`` never go there.
+            ``limits.EXTERNAL_DATA_ABOVE``, or its weights than ``limits.EXTERNAL_DATA_KEPT_ABOVE`` and some
+            of them still lie in a data file. Initializers below ``limits.EXTERNAL_DATA_MIN_TENSOR`` never go
+            there.
     """
     if external_data is None:
         tensors = [value.const_value for value in initializers(model)]
         weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         in_files = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-        external_data = weights > (_KEEP_EXTERNAL_ABOVE if in_files else EXTERNAL_DATA_ABOVE)
+        external_data = weights > (EXTERNAL_DATA_KEPT_ABOVE if in_files else EXTERNAL_DATA_ABOVE)
         if not external_data:
             single = _single_file(model)
             return single if single.model_bytes <= EXTERNAL_DATA_ABOVE else _two_files(model, data_name)

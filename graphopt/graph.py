@@ -83,8 +83,8 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     attribute = next(iter(node.attributes.values()))
     if attribute.is_ref():
         return None
-    if attribute.name == "value":
-        return attribute.as_tensor()
+    if attribute.name == "value":  # not as_tensor(): its protocol check costs more than all else here
+        return attribute.value if attribute.type == ir.AttributeType.TENSOR else None
     if attribute.name in _CONSTANT_DTYPES:
         return ir.tensor(np.asarray(attribute.value, _CONSTANT_DTYPES[attribute.name]))
     return None  # strings and sparse tensors are nothing that arithmetic is done with

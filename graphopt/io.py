@@ -29,7 +29,7 @@ from graphopt._proto import guard, root_cause, tensors_of
 from graphopt._structure import IN_MEMORY, structure_proto
 from graphopt._writer import full_proto, plan, write
 from graphopt.errors import InputError, OutputError, UserError
-from graphopt.limits import MIB, PROTOBUF_MAX
+from graphopt.limits import MIB, PROTOBUF_MAX, TEXT_MODEL
 
 __all__ = [
     "IN_MEMORY",
@@ -47,8 +47,6 @@ __all__ = [
     "write_json",
 ]
 
-#: Text is for reading; ten times the size of the weights would be in memory.
-_TEXT_BYTES = 256 * MIB
 #: An old model file is searched for its data file up to this size: one with its weights outside is small.
 _OLD_MODEL_BYTES = 256 * MIB
 
@@ -140,8 +138,8 @@ def save(model: ir.Model, target: str | os.PathLike[str], *, external_data: bool
         target: The file. Its suffix tells the form: ``.onnx`` and ``.pb`` are binary; ``.onnxtxt``,
             ``.textproto``, ``.pbtxt`` and ``.json`` are text, with all weights in it.
         external_data: Whether initializers of 1 KiB and more go to a data file. None: if the model is larger
-            than ``limits.EXTERNAL_DATA_ABOVE``, or has more than 64 MiB of weights and some of them still
-            lie in a data file.
+            than ``limits.EXTERNAL_DATA_ABOVE``, or its weights than ``limits.EXTERNAL_DATA_KEPT_ABOVE`` and
+            some of them still lie in a data file.
 
     Returns:
         The bytes written, the data file included.
@@ -182,21 +180,17 @@ def _save_text(model: ir.Model, path: Path, external_data: bool | None) -> int:
     suffix = path.suffix.lower()
     if external_data:
         raise OutputError(f"{suffix} files hold all weights; write .onnx to have external data")
-    if serialized_size(model) > _TEXT_BYTES:
-        raise OutputError(
-            f"the model is larger than {_TEXT_BYTES // MIB} MiB, too large for text; write .onnx"
-        )
-    content = _formats.to_text(full_proto(model), suffix)
+    small = serialized_size(model) <= TEXT_MODEL
+    content = _formats.to_text(full_proto(model), suffix) if small else b""
+    if not small or len(content) > TEXT_MODEL:
+        raise OutputError(f"it would be larger than {TEXT_MODEL // MIB} MiB, too large for text; write .onnx")
     return replace(path, partial(write, [content]))
 
 
 def _free_data_path(path: Path) -> Path:
     """A name for the data file of ``path`` that nothing has yet."""
-    path_of = path.with_name
-    if not os.path.lexists(first := path_of(f"{path.name}.data")):
-        return first
-    numbered = (path_of(f"{path.name}.{number}.data") for number in itertools.count(1))
-    return next(candidate for candidate in numbered if not os.path.lexists(candidate))
+    names = itertools.chain([f"{path.name}.data"], (f"{path.name}.{n}.data" for n in itertools.count(1)))
+    return next(free for name in names if not os.path.lexists(free := path.with_name(name)))
 
 
 def _data_files_of(path: Path) -> set[Path]:

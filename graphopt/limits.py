@@ -18,6 +18,14 @@ PROTOBUF_MAX: Final = 2 * GIB - 1
 EXTERNAL_DATA_ABOVE: Final = 1800 * MIB
 #: Tensors smaller than this stay inside the model file when external data is written.
 EXTERNAL_DATA_MIN_TENSOR: Final = 1 * KIB
+#: A model that came with external data keeps it when its weights pass this; a smaller one becomes one file.
+EXTERNAL_DATA_KEPT_ABOVE: Final = 64 * MIB
+#: A model file in a text form, read or written: ten times its size would be in memory.
+TEXT_MODEL: Final = 256 * MIB
+#: Axes of a tensor: NumPy 1 stops here, and no operator means anything at such ranks.
+TENSOR_RANK: Final = 32
+#: Elements of a tensor, its empty axes counted as one: no address space holds more.
+TENSOR_ELEMENTS: Final = 1 << 56
 
 #: Largest result of folding one node, unless it replaces initializers at least as large.
 FOLD_RESULT: Final = 1 * MIB

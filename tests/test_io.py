@@ -247,7 +247,7 @@ def test_text_that_would_lose_weights_is_refused(tmp_path):
 def test_text_has_no_external_data_and_a_size_limit(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"\.json files hold all weights"):
         io.save(large(), tmp_path / "m.json", external_data=True)
-    monkeypatch.setattr(io, "_TEXT_BYTES", 1000)
+    monkeypatch.setattr(io, "TEXT_MODEL", 1000)
     with pytest.raises(OutputError, match="too large for text"):
         io.save(large(), tmp_path / "m.json")
 
@@ -332,7 +332,7 @@ def test_large_models_get_external_data_by_themselves(tmp_path, monkeypatch):
 
 
 def test_external_models_of_some_size_stay_external(tmp_path, monkeypatch):
-    monkeypatch.setattr(_writer, "_KEEP_EXTERNAL_ABOVE", 1 << 20)
+    monkeypatch.setattr(_writer, "EXTERNAL_DATA_KEPT_ABOVE", 1 << 20)
     io.save(large(), tmp_path / "m.onnx", external_data=True)
     io.save(io.load(tmp_path / "m.onnx"), tmp_path / "n.onnx")
     assert (tmp_path / "n.onnx.data").exists()

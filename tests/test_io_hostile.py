@@ -95,7 +95,10 @@ def test_missing_folder_pipe_and_empty_file(tmp_path):
 def test_file_larger_than_protobuf_allows_is_not_read(tmp_path):
     with (tmp_path / "m.onnx").open("wb") as file:
         file.truncate(limits.PROTOBUF_MAX + 1)  # a hole: takes no space
-    refused(tmp_path / "m.onnx", "larger than 2 GiB")
+    refused(tmp_path / "m.onnx", "larger than the 2 GiB")
+    with (tmp_path / "m.json").open("wb") as file:
+        file.truncate(limits.TEXT_MODEL + 1)
+    refused(tmp_path / "m.json", "too large for text")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +216,7 @@ def test_nesting_in_text_protobuf(tmp_path):
         ),
         (lambda m: m.functions.add().CopyFrom(m.functions[0]), "same domain, name and overload"),
         (lambda m: m.functions[0].ClearField("domain"), "no domain or no name"),
+        (lambda m: m.graph.node[0].device_configurations.add(), "device configuration of a node has no id"),
         (lambda m: m.graph.node[0].input.__setitem__(0, "nowhere"), "input 'nowhere' of node.* not output"),
         (lambda m: m.graph.node[1].output.__setitem__(0, "z"), "single static assignment"),
         (lambda m: m.graph.node[1].output.__setitem__(0, "b"), "single static assignment"),

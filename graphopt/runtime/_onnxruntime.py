@@ -83,11 +83,10 @@ class OrtSession:
             NoKernelError: Only the run showed that onnxruntime cannot execute the model.
         """
         types = [*(self._inputs[name] for name in feed), *self._outputs.values()]
-        given = {n: np.asarray(v) if isinstance(v, np.generic) else v for n, v in feed.items()}
         try:
             if any(_has_no_numpy_type(t) for t in types):
-                return self._run_on_values(given)
-            return dict(zip(self._outputs, self._session.run(None, given), strict=True))
+                return self._run_on_values(feed)
+            return dict(zip(self._outputs, self._session.run(None, dict(feed)), strict=True))
         except _errors() as error:
             if type(error).__name__ == "NotImplemented":
                 raise NoKernelError(f"onnxruntime cannot run the model: {first_line(error)}") from error

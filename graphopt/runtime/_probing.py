@@ -144,12 +144,40 @@ class Prober:
                 return f"input '{spec.name}' of shape {list(shape)} passes the limit {limit}"
         return ""
 
-    def plan(self) -> Plan:
-        """Find sizes that work, and others near them.
+    def find(self, count: int) -> tuple[list[Trial], Sizes]:
+        """``count`` trials that the model runs on, and the axes that no other size was found for.
 
         Raises:
             UnsupportedError: The model runs on none of the sizes tried.
         """
+        guessed = self._guess(count) if self._session.segmented else []
+        if guessed:
+            return guessed, {}
+        plan = self._plan()
+        trials = [self._settle(plan, sizes, sample) for sample, sizes in enumerate(plan.sizes(count))]
+        return trials, plan.fixed
+
+    def _guess(self, count: int) -> list[Trial]:
+        """Trials at the likeliest sizes, run in one go, which reads a segmented model's weights once.
+
+        Empty where the model does not take one of them.
+        """
+        others = next(candidates([axis for axis in self._axes if axis.kind != "batch"], mixed=False))
+        batches = self._labels(True)
+        base = Trial({**dict.fromkeys(batches, 1), **others}, self._draw, Quality.REFUSED)
+        near = {label: neighbours(size)[0] for label, size in others.items()}
+        wanted = Plan(base, dict.fromkeys(batches, 2), [near]).sizes(count)
+        trials = [replace(base, sizes=s, how=replace(base.how, sample=i)) for i, s in enumerate(wanted)]
+        if any(self._impossible(trial.sizes) for trial in trials):
+            return []
+        try:
+            results = self._session.run_all([self.feed(trial) for trial in trials])
+        except InputsRefused:
+            return []
+        judged = [replace(t, quality=_quality(r)) for t, r in zip(trials, results, strict=True)]
+        return judged if all(trial.quality == Quality.GOOD for trial in judged) else []
+
+    def _plan(self) -> Plan:
         plan = Plan(self._find_base())
         self._draw = plan.base.how
         batch, others = (self._labels(is_batch) for is_batch in (True, False))
@@ -239,13 +267,6 @@ class Prober:
                 return changed
         return None
 
-    def choose(self, plan: Plan, count: int) -> list[Trial]:
-        """A trial that the model runs on for each of ``count`` samples."""
-        wanted = plan.sizes(count)
-        if self._session.segmented:
-            self._run_together(wanted)
-        return [self._settle(plan, sizes, sample) for sample, sizes in enumerate(wanted)]
-
     def _settle(self, plan: Plan, sizes: Sizes, sample: int) -> Trial:
         levels = _values.LEVELS[_values.LEVELS.index(self._draw.level) :]
         for wanted, level in itertools.product((sizes, plan.base.sizes), levels):
@@ -253,18 +274,6 @@ class Prober:
             if trial.quality > Quality.REFUSED:
                 return trial
         return plan.base
-
-    def _run_together(self, wanted: Sequence[Sizes]) -> None:
-        """Run all samples in one go, which reads the weights of a segmented model once."""
-        draws = [replace(self._draw, sample=sample) for sample in range(len(wanted))]
-        trials = [Trial(s, how, Quality.REFUSED) for s, how in zip(wanted, draws, strict=True)]
-        try:
-            results = self._session.run_all([self.feed(trial) for trial in trials])
-        except InputsRefused:
-            return  # one of them does not fit: each is tried alone
-        for trial, result in zip(trials, results, strict=True):
-            key = (tuple(sorted(trial.sizes.items())), trial.how)
-            self._known[key] = replace(trial, quality=_quality(result))
 
 
 def _other_batches(size: int) -> list[int]:

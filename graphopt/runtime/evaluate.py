@@ -108,6 +108,7 @@ class Session:
         """As :meth:`run` for several feeds; with segments, the weights are read once for all of them."""
         for feed in feeds:
             self._check_names(feed)
+        feeds = [{name: _as_arrays(value) for name, value in feed.items()} for feed in feeds]
         if self._reference is None:
             try:
                 return self._run_onnxruntime(feeds)
@@ -173,7 +174,7 @@ class _Reference:
 
 
 def _as_arrays(value: Any) -> Any:
-    """Numpy scalars as arrays; sequences, maps and absent optionals as they are."""
+    """Scalars as arrays; sequences, maps and absent optionals as they are."""
     return np.asarray(value) if isinstance(value, np.generic | float | int) else value
 
 

@@ -65,7 +65,6 @@ def draw(
     roles = {spec.name: role_of(model, values[spec.name]) for spec in specs}
     with Session(model) as session:
         prober = Prober(session, specs, roles, baked_sizes(model), seed)
-        plan = prober.plan()
-        chosen = prober.choose(plan, count)
-    feeds = [prober.feed(trial) for trial in chosen]
-    return Samples(feeds, [prober.labelled(trial.sizes) for trial in chosen], plan.fixed)
+        trials, fixed = prober.find(count)
+    feeds = [prober.feed(trial) for trial in trials]
+    return Samples(feeds, [prober.labelled(trial.sizes) for trial in trials], fixed)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
 from graphopt.graph import release
-from graphopt.runtime._onnxruntime import OrtSession, Settings
+from graphopt.runtime._onnxruntime import InputsRefused, OrtSession, Settings
 from graphopt.runtime._weights import Structure, captures
 
 __all__ = ["Segment", "cut", "run"]
@@ -109,6 +109,10 @@ def run(
         InputsRefused: The model does not run on one of the feeds.
         UnsupportedError: A segment is invalid, or an optional value crosses a cut.
     """
+    for feed in feeds:
+        _check(structure.proto.graph, feed)
+    if not feeds:
+        return []
     given = set().union(*feeds) & set(structure.tensors)
     segments = cut(structure, limit, given)
     wanted = [output.name for output in structure.proto.graph.output]
@@ -119,6 +123,23 @@ def run(
         needed = set(wanted).union(*(s.inputs for s in segments[index + 1 :]))
         states = [{name: value for name, value in state.items() if name in needed} for state in states]
     return [{name: state[name] for name in wanted} for state in states]
+
+
+def _check(graph: onnx.GraphProto, feed: Mapping[str, Any]) -> None:
+    """Segments take their types from what they are fed, so the model's declared types are checked here."""
+    for value in graph.input:
+        array = feed.get(value.name)
+        if not isinstance(array, np.ndarray) or not value.type.HasField("tensor_type"):
+            continue
+        declared = value.type.tensor_type
+        if _type_of(array, value.name).tensor_type.elem_type != declared.elem_type:
+            raise InputsRefused(f"input '{value.name}' cannot be {array.dtype}")
+        if not declared.HasField("shape"):
+            continue
+        dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in declared.shape.dim]
+        fits = [dim < 0 or dim == size for dim, size in zip(dims, array.shape, strict=False)]
+        if len(dims) != array.ndim or not all(fits):
+            raise InputsRefused(f"input '{value.name}' cannot have the shape {list(array.shape)}")
 
 
 def _initial_state(
@@ -132,7 +153,7 @@ def _initial_state(
 def _run_segment(
     structure: Structure, segment: Segment, states: Sequence[dict[str, Any]], settings: Settings
 ) -> None:
-    part = _model_of(structure, segment, states[0] if states else {})
+    part = _model_of(structure, segment, states[0])
     session = OrtSession(part, settings)
     for state in states:
         state.update(session.run({name: state[name] for name in segment.inputs}))

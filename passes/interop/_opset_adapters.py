@@ -3,8 +3,8 @@
 What the converter does with them (seen in onnx 1.23): Resize and Upsample lose their coordinate mode, so
 that linear and downsampling results change; Hardmax keeps an axis whose meaning changed; Softmax is taken
 to older opsets with that axis too, and a Flatten before or a Reshape after it is dropped; the constants it
-makes for Clip and Pad are float32 for tensors of any type; newer types of many operators have no
-adapter to older opsets although nothing that the node uses is new.
+makes for Clip and Pad are float32 for tensors of any type. Going down it leaves an attribute behind in
+reductions, and has no adapter for operators that only learned more types or options, used or not.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Context:
         return self.target < version <= self.source
 
 
+#: Below, going down is left to onnx's converter: operators differ too much.
+_OLDEST_DOWN: Final = 11
+
 #: Edits the converted node, whose inputs and outputs have the names of the original's.
 Adapter = Callable[[ir.Node, ir.Node, Context], None]
 
@@ -53,14 +56,17 @@ def adapter_for(node: ir.Node, context: Context) -> Adapter | None:
     """Our adapter for a node of the original model; None where onnx's converter is to do it."""
     if not is_default_domain(node):
         return None
-    if node.op_type in ("Softmax", "LogSoftmax", "Hardmax"):
-        if context.crosses(13):
-            return _softmax_up
-        return _softmax_down if context.crosses_down(13) else None
-    if node.op_type in _ADAPTERS_TO_11:
-        return _ADAPTERS_TO_11[node.op_type] if context.crosses(11) else None
-    unchanged = says_the_same(node, context.source, context.target, context.shapes)
-    return _drop_defaults if unchanged else None
+    for version, adapter in _UP.get(node.op_type, ()):
+        if context.crosses(version):
+            return adapter
+    if context.target < _OLDEST_DOWN:
+        return None
+    if says_the_same(node, context.source, context.target, context.shapes):
+        return _drop_defaults
+    for version, adapter in _DOWN.get(node.op_type, ()):
+        if context.crosses_down(version):
+            return adapter
+    return None
 
 
 def _drop_defaults(node: ir.Node, old: ir.Node, context: Context) -> None:
@@ -234,9 +240,88 @@ def _shrinks(old: ir.Node) -> bool:
     return bool((scales < 1).any())
 
 
-_ADAPTERS_TO_11: Final[dict[str, Adapter]] = {
-    "Clip": _clip_to_11,
-    "Pad": _pad_to_11,
-    "Resize": _resize_to_11,
-    "Upsample": _resize_to_11,
+# Down: what became an input or an option goes back to where it was, where it is constant.
+
+
+def _constant_ints(value: ir.Value | None, what: str) -> list[int]:
+    array = array_of(value)
+    if array is None:
+        raise CannotAdaptError(f"its {what} are computed; the older operator takes constants")
+    return [int(number) for number in array.ravel()]
+
+
+def _reduce_down(node: ir.Node, old: ir.Node, _: Context) -> None:
+    axes = _constant_ints(old.inputs[1], "axes") if len(old.inputs) > 1 and old.inputs[1] else []
+    if not axes and _attribute(old, "noop_with_empty_axes", 0):
+        raise CannotAdaptError("it reduces no axes, which the older operator cannot say")
+    node.resize_inputs(1)
+    node.attributes.pop("noop_with_empty_axes", None)
+    if axes:
+        node.attributes["axes"] = ir.AttrInt64s("axes", axes)
+
+
+def _split_down(node: ir.Node, old: ir.Node, context: Context) -> None:
+    given = len(old.inputs) > 1 and old.inputs[1] is not None
+    sizes = _constant_ints(old.inputs[1], "sizes") if given else _equal_sizes(old, context)
+    node.resize_inputs(1)
+    node.attributes.pop("num_outputs", None)
+    if context.target < 13:
+        node.attributes["split"] = ir.AttrInt64s("split", sizes)
+        return
+    node.resize_inputs(2)
+    node.replace_input_with(1, _constant(node, context, "sizes", sizes, ir.DataType.INT64))
+
+
+def _equal_sizes(old: ir.Node, context: Context) -> list[int]:
+    """All pieces but the last have the same size, rounded up."""
+    shape = context.shapes[old.inputs[0]].shape if old.inputs[0] is not None else None
+    size = shape[_attribute(old, "axis", 0)] if shape is not None else None
+    if not isinstance(size, int):
+        raise CannotAdaptError("the size of the axis that it splits is not known")
+    count = len(old.outputs)
+    piece = -(-size // count)
+    return [piece] * (count - 1) + [size - piece * (count - 1)]
+
+
+def _reshape_down(node: ir.Node, old: ir.Node, _: Context) -> None:
+    """Reached only with allowzero, which means nothing where the target holds no zero."""
+    if 0 in _constant_ints(old.inputs[1], "target axes"):
+        raise CannotAdaptError("it reshapes to an empty axis, which the older operator cannot say")
+    node.attributes.pop("allowzero", None)
+
+
+def _shape_down(node: ir.Node, old: ir.Node, context: Context) -> None:
+    ends = [_attribute(old, "start", 0)], [_attribute(old, "end", 2**63 - 1)]
+    assert node.inputs[0] is not None
+    whole = _insert(node, context, "Shape", [node.inputs[0]])
+    start, end = (
+        _constant(node, context, what, data, ir.DataType.INT64)
+        for what, data in zip(("start", "end"), ends, strict=True)
+    )
+    node.op_type = "Slice"
+    node.attributes.clear()
+    node.resize_inputs(3)
+    for index, value in enumerate((whole, start, end)):
+        node.replace_input_with(index, value)
+
+
+_Table = dict[str, tuple[tuple[int, Adapter], ...]]
+_SOFTMAX: Final = ("Softmax", "LogSoftmax", "Hardmax")
+_REDUCTIONS: Final = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+
+#: Operators by the opset that changed them, for conversions over it.
+_UP: Final[_Table] = {
+    **dict.fromkeys(_SOFTMAX, ((13, _softmax_up),)),
+    "Clip": ((11, _clip_to_11),),
+    "Pad": ((11, _pad_to_11),),
+    "Resize": ((11, _resize_to_11),),
+    "Upsample": ((11, _resize_to_11),),
+}
+_DOWN: Final[_Table] = {
+    **dict.fromkeys(_SOFTMAX, ((13, _softmax_down),)),
+    **{f"Reduce{name}": ((18, _reduce_down),) for name in _REDUCTIONS},
+    "ReduceSum": ((13, _reduce_down),),
+    "Reshape": ((14, _reshape_down),),
+    "Shape": ((15, _shape_down),),
+    "Split": ((18, _split_down), (13, _split_down)),
 }

@@ -17,7 +17,15 @@ __all__ = ["new_defaults", "says_the_same"]
 _OLDEST: Final = 11
 
 #: Operators whose meaning changed in an opset although older attributes and inputs would still be accepted.
-_CHANGED: Final = {"GridSample": 20, "GroupNormalization": 21, "Range": 27, "RoiAlign": 16}
+_CHANGED: Final = {
+    "GridSample": 20,
+    "GroupNormalization": 21,
+    "Hardmax": 13,
+    "LogSoftmax": 13,
+    "Range": 27,
+    "RoiAlign": 16,
+    "Softmax": 13,
+}
 
 #: Values that an attribute accepts only since an opset.
 _NEW_VALUES: Final = {

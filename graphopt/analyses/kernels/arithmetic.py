@@ -79,8 +79,9 @@ def divide(call: Call) -> Array:
         return np.divide(left, right)
     _refuse_traps(left, right)
     quotient = np.floor_divide(left, right)
-    rounded_down = np.asarray((quotient * right != left) & ((left < 0) != (right < 0)))
-    return np.add(quotient, rounded_down.astype(left.dtype))
+    rounded_down: Array = np.asarray((quotient * right != left) & ((left < 0) != (right < 0)))
+    truncated: Array = np.add(quotient, rounded_down.astype(left.dtype))
+    return truncated
 
 
 @kernel("Mod", measure=like_broadcast)

@@ -33,8 +33,8 @@ _IR_VERSION = 8
 
 
 def runs_in_session(node: ir.Node) -> bool:
-    """Whether :func:`evaluate_by_runtime` takes the operator."""
-    return is_default_domain(node) and node.op_type in _OPERATORS
+    """Whether :func:`evaluate_by_runtime` takes the node."""
+    return is_default_domain(node) and node.op_type in _OPERATORS and len(node.outputs) == 1
 
 
 def evaluate_by_runtime(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
@@ -45,7 +45,13 @@ def evaluate_by_runtime(node: ir.Node, inputs: Sequence[Array | None], opset: in
     """
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    failures = (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
     try:
         return _run(_model_of(node, inputs, opset), inputs)
     except (*failures, ValueError) as error:
