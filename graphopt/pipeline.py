@@ -18,7 +18,7 @@ from graphopt.analyses import costs
 from graphopt.errors import DefectError, GateError, GraphoptError, InputError, UserError, VerificationError
 from graphopt.recipe import Gate, Recipe, Step
 from graphopt.report import RunReport, Status, StepReport
-from graphopt.verification import Verdict, Verifier, finite_change, lowest
+from graphopt.verification import Verdict, Verifier, lowest
 
 __all__ = ["Pipeline", "Progress"]
 
@@ -155,9 +155,8 @@ class Pipeline:
         except UserError as error:
             raise _Rejection(f"left a model that cannot be used: {error}", VerificationError) from error
         exact = registry.is_exact(type(step.pass_))
-        reason = entry.verdict.reason if exact else finite_change(entry.verdict)
-        if reason:
-            raise _Rejection(f"changed the numbers: {reason}", VerificationError)
+        if entry.verdict.broken or (exact and not entry.verdict.agrees):
+            raise _Rejection(f"changed the numbers: {entry.verdict.reason}", VerificationError)
         after = costs.measure(self.model, self._axes)
         entry.metric_after = data.metric(self.recipe, self.model)
         missed = _missed_gate(step.gate, entry, after) if step.gate else None

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import data, graph
+from graphopt.errors import UnsupportedError
 from graphopt.recipe import Recipe, Verify
 from graphopt.runtime import compare, evaluate, samples
 
@@ -41,6 +42,7 @@ class Verdict:
     Attributes:
         comparison: Differences per output, the worst over all samples.
         agrees: Whether they are the same function within the recipe's tolerance.
+        broken: Whether something differs that no tolerance covers: shape, dtype, NaN, the engine.
         engine: What ran the models.
         samples: How many sample inputs were compared.
         reason: Why they do not agree; empty where they do.
@@ -51,6 +53,7 @@ class Verdict:
     engine: str
     samples: int
     reason: str = ""
+    broken: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for reports."""
@@ -111,6 +114,8 @@ class Verifier:
         outputs = compare.compare(first, second).outputs
         differing = sorted({o.name.partition("[")[0] for o in outputs if o.max_abs != 0})
         self._random = frozenset(differing)
+        if len(self._random) == len(first):
+            raise UnsupportedError("every output is random, so that nothing can be verified")
         self.notes += [f"output '{name}' is random and was not compared" for name in differing]
 
     def judge(self, model: ir.Model) -> Verdict:
@@ -142,23 +147,16 @@ class Verifier:
                 for old, new in zip(before.outputs, after.outputs, strict=True)
             ]
         )
-        rtol, atol = self.settings.rtol, self.settings.atol
-        reason = ""
-        if not comparison.agrees(rtol, atol):
-            worst = comparison.worst(rtol, atol)
+        worst = comparison.worst(self.settings.rtol, self.settings.atol)
+        reason, broken = "", bool(worst.note)
+        if after.engine != before.engine:
+            reason, broken = f"it no longer runs in {before.engine}: {after.reason}", True
+        elif not comparison.agrees(self.settings.rtol, self.settings.atol):
             reason = worst.note or f"output '{worst.name}' differs by {worst.max_rel:.2g} relative"
-        return Verdict(comparison, not reason, after.engine, len(after.outputs), reason)
+        return Verdict(comparison, not reason, after.engine, len(after.outputs), reason, broken)
 
     def _fixed(self, outputs: Any) -> Any:
         return {name: value for name, value in outputs.items() if name not in self._random}
-
-
-def finite_change(verdict: Verdict) -> str | None:
-    """Why not even an approximate pass may do this: a shape, a dtype or finite numbers are lost."""
-    for output in verdict.comparison.outputs:
-        if output.note:
-            return output.note
-    return None
 
 
 def lowest(values: Sequence[float | None]) -> float | None:

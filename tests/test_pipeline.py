@@ -293,6 +293,15 @@ def test_random_outputs_are_left_out_and_named(parse):
     assert any("output 'z' is random" in note for note in pipeline.report.notes)
 
 
+def test_a_model_of_nothing_but_random_outputs_is_refused(parse):
+    noise = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        noise (float[n, 2] x) => (float[n, 2] y) { y = RandomNormalLike(x) }"""
+    )
+    with pytest.raises(UnsupportedError, match="every output is random"):
+        go(noise, Act())
+
+
 def test_a_model_proto_in_gives_a_model_proto_back(model):
     proto = ir.to_proto(model)
     before = proto.SerializeToString()
@@ -319,3 +328,26 @@ def test_an_unknown_output_format_is_refused_before_anything_runs(model, tmp_pat
     with pytest.raises(graphopt.GraphoptError, match=r"no emitter writes '.xyz' files; known: .onnx"):
         api.run({"version": 1, "passes": []}, model, outputs=[tmp_path / "model.xyz"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_only_the_reference_evaluator_runs_is_taken_back(parse):
+    """onnxruntime has no bfloat16 Erf; the reference evaluator has."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 2] x) => (float[n, 2] y) { y = Erf(x) }"""
+    )
+
+    def through_bfloat16(model):
+        x, y = model.graph.inputs[0], model.graph.outputs[0]
+        narrow = ir.node("Cast", [x], {"to": ir.DataType.BFLOAT16.value})
+        erf = ir.node("Erf", narrow.outputs)
+        wide = ir.node("Cast", erf.outputs, {"to": ir.DataType.FLOAT.value})
+        model.graph.remove(model.graph[0])
+        model.graph.extend([narrow, erf, wide])
+        model.graph.outputs[0] = wide.outputs[0]
+        y.name = None
+        wide.outputs[0].name, wide.outputs[0].type, wide.outputs[0].shape = "y", y.type, y.shape
+
+    pipeline = go(model, Act(through_bfloat16))
+    assert entries(pipeline) == [("act", "undone")]
+    assert "no longer runs in onnxruntime" in pipeline.report.passes[0].reason

@@ -217,7 +217,10 @@ def _sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     if not isinstance(start, int) or not isinstance(end, int) or step == 0:
         return None
     if isinstance(dim, int):
-        return len(range(dim)[kernels.slice_of(start, end, step, dim)])
+        try:
+            return len(range(dim)[kernels.slice_of(start, end, step, dim)])
+        except kernels.Refused:
+            return None
     forwards = start == 0 and step == 1 and end >= _FULL_END
     backwards = (start == -1 or start >= _FULL_END) and step == -1 and end <= -_FULL_END
     return dim if forwards or backwards else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
@@ -57,18 +58,15 @@ class OrtSession:
     """
 
     def __init__(self, structure: Structure, settings: Settings) -> None:
-        import onnxruntime
-
         options = _session_options(settings)
         folder = structure.folder()
         if folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        serialized = structure.proto.SerializeToString()
         try:
             names, values = _in_memory_weights(structure)
             if names:
                 options.add_external_initializers(names, values)
-            self._session = onnxruntime.InferenceSession(serialized, options, providers=_PROVIDERS)
+            self._session = _load(structure.proto, options)
         except _errors() as error:
             raise _load_error(error) from error
         inputs = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
@@ -100,6 +98,22 @@ class OrtSession:
         given = {name: _value_of_array(np.asarray(array)) for name, array in feed.items()}
         made = self._session.run_with_ort_values(None, given)
         return {name: _array_of_value(value) for name, value in zip(self._outputs, made, strict=True)}
+
+
+def _load(proto: onnx.ModelProto, options: Any) -> Any:
+    """A session; a newer IR version than onnxruntime reads is lowered, since it does not change a number."""
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=_PROVIDERS)
+    except _errors() as error:
+        newest = re.search(r"max supported IR version: (\d+)", str(error))
+        if newest is None:
+            raise
+        lowered = onnx.ModelProto()
+        lowered.CopyFrom(proto)
+        lowered.ir_version = int(newest[1])
+        return ort.InferenceSession(lowered.SerializeToString(), options, providers=_PROVIDERS)
 
 
 def _session_options(settings: Settings) -> Any:

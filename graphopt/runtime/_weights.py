@@ -35,6 +35,7 @@ class Structure:
     def of(cls, model: ir.Model) -> Structure:
         """The structure of a model, which is left as it is."""
         proto = io.structure_proto(model)
+        _drop_unused(proto.graph, model.graph)
         _inline_nested(proto.graph.node, model.graph)
         for function in proto.functions:
             key = (function.domain, function.name, function.overload)
@@ -67,6 +68,18 @@ class Structure:
             if tensor.data_location == _EXTERNAL:
                 _inline(tensor, self.tensors[tensor.name])
         return proto
+
+
+def _drop_unused(proto: onnx.GraphProto, graph: ir.Graph) -> None:
+    """Remove initializers that nothing uses; onnxruntime refuses data for what it has pruned itself."""
+    kept = [t for t in proto.initializer if _is_used(graph.initializers[t.name])]
+    if len(kept) < len(proto.initializer):
+        del proto.initializer[:]
+        proto.initializer.extend(kept)
+
+
+def _is_used(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output() or value.is_graph_input()
 
 
 def _inline(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> None:

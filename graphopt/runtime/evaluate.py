@@ -48,10 +48,12 @@ class Evaluation:
         outputs: For each feed the graph outputs by name: arrays, lists of arrays for sequences, None for
             an absent optional.
         engine: What ran the model.
+        reason: Why that was not onnxruntime; empty where it was.
     """
 
     outputs: list[dict[str, np.ndarray]]
     engine: Engine
+    reason: str = ""
 
 
 class Session:
@@ -84,6 +86,8 @@ class Session:
         self._settings = Settings(optimize, threads, lean=self.segmented)
         self._whole: OrtSession | None = None
         self._reference: _Reference | None = None
+        #: Why onnxruntime does not run the model; empty where it does.
+        self.reason = ""
         if not self.segmented:
             try:
                 self._whole = OrtSession(self._structure, self._settings)
@@ -134,6 +138,7 @@ class Session:
 
     def _fall_back(self, reason: NoKernelError) -> None:
         self._whole = None
+        self.reason = str(reason)
         if self._structure.weight_bytes() > limits.PROTOBUF_MAX:
             raise UnsupportedError(str(reason)) from reason
         try:
@@ -194,4 +199,4 @@ def run(
     """
     with Session(model, optimize=optimize, threads=threads, segment_weights=segment_weights) as session:
         outputs = session.run_all(feeds)
-        return Evaluation(outputs, session.engine)
+        return Evaluation(outputs, session.engine, session.reason)

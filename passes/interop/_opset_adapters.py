@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphopt.analyses.shapes import Shapes
 from graphopt.graph import Names, add_initializer, array_of, is_default_domain, replace_value
-from graphopt.passes.interop._opset_schemas import new_defaults, says_the_same
+from graphopt.passes.interop._opset_schemas import new_defaults, newer_value, says_the_same
 
 __all__ = ["CannotAdaptError", "Context", "adapter_for"]
 
@@ -59,6 +59,8 @@ def adapter_for(node: ir.Node, context: Context) -> Adapter | None:
     for version, adapter in _UP.get(node.op_type, ()):
         if context.crosses(version):
             return adapter
+    if newer_value(node, context.target):
+        return _refuse_value
     if context.target < _OLDEST_DOWN:
         return None
     if says_the_same(node, context.source, context.target, context.shapes):
@@ -72,6 +74,10 @@ def adapter_for(node: ir.Node, context: Context) -> Adapter | None:
 def _drop_defaults(node: ir.Node, old: ir.Node, context: Context) -> None:
     for name in new_defaults(old, context.target):
         del node.attributes[name]
+
+
+def _refuse_value(_node: ir.Node, old: ir.Node, context: Context) -> None:
+    raise CannotAdaptError(f"{newer_value(old, context.target)} does not exist there")
 
 
 # Tools.
@@ -117,7 +123,9 @@ def _give(node: ir.Node, value: ir.Value) -> None:
     output, graph = node.outputs[0], node.graph
     assert graph is not None
     name = output.name
-    value.type, value.shape = output.type, output.shape
+    value.type, value.shape, value.doc_string = output.type, output.shape, output.doc_string
+    value.metadata_props.update(output.metadata_props)
+    value.meta.update(output.meta)
     replace_value(output, value)
     output.name, value.name = None, name
     graph.remove(node, safe=True)

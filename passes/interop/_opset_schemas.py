@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.analyses.shapes import Shapes
 from graphopt.graph import subgraphs_of
 
-__all__ = ["new_defaults", "says_the_same"]
+__all__ = ["new_defaults", "newer_value", "says_the_same"]
 
 #: Below, negative axes and indices are not allowed, and more operators differ in meaning than in form.
 _OLDEST: Final = 11
@@ -27,12 +27,14 @@ _CHANGED: Final = {
     "Softmax": 13,
 }
 
-#: Values that an attribute accepts only since an opset.
-_NEW_VALUES: Final = {
-    ("Pad", "mode"): (19, {"wrap"}),
-    ("Resize", "coordinate_transformation_mode"): (19, {"half_pixel_symmetric"}),
-    ("ScatterElements", "reduction"): (18, {"max", "min"}),
-    ("ScatterND", "reduction"): (18, {"max", "min"}),
+_ADDED_TO_SCATTER: Final = {"add": 16, "mul": 16, "max": 18, "min": 18}
+
+#: Values of attributes by the opset that added them.
+_NEW_VALUES: Final[dict[tuple[str, str], dict[str, int]]] = {
+    ("Pad", "mode"): {"wrap": 19},
+    ("Resize", "coordinate_transformation_mode"): {"half_pixel_symmetric": 19},
+    ("ScatterElements", "reduction"): _ADDED_TO_SCATTER,
+    ("ScatterND", "reduction"): _ADDED_TO_SCATTER,
 }
 
 Schema = onnx.defs.OpSchema
@@ -51,7 +53,16 @@ def says_the_same(node: ir.Node, source: int, target: int, shapes: Shapes) -> bo
         return False
     if target < _CHANGED.get(node.op_type, 0) <= source:
         return False
-    return _attributes_fit(node, now, then, target) and _values_fit(node, then, shapes)
+    return _attributes_fit(node, now, then) and _values_fit(node, then, shapes)
+
+
+def newer_value(node: ir.Node, target: int) -> str:
+    """An attribute value that the older opset does not know, as ``mode=wrap``; empty where there is none."""
+    for name, attribute in node.attributes.items():
+        since = _NEW_VALUES.get((node.op_type, name), {}).get(str(attribute.value), 0)
+        if target < since:
+            return f"{name}={attribute.value}"
+    return ""
 
 
 def new_defaults(node: ir.Node, target: int) -> list[str]:
@@ -72,13 +83,10 @@ def _default(schema: Schema, name: str) -> onnx.AttributeProto | None:
     return default if default.type else None
 
 
-def _attributes_fit(node: ir.Node, now: Schema, then: Schema, target: int) -> bool:
-    for name, attribute in node.attributes.items():
-        since, values = _NEW_VALUES.get((node.op_type, name), (0, set()))
-        if target < since and attribute.value in values:
-            return False
-        if name not in then.attributes and not _is_default(attribute, now):
-            return False
+def _attributes_fit(node: ir.Node, now: Schema, then: Schema) -> bool:
+    new = [a for name, a in node.attributes.items() if name not in then.attributes]
+    if not all(_is_default(attribute, now) for attribute in new):
+        return False
     unsaid = [name for name in then.attributes if name not in node.attributes]
     return all(name in now.attributes and _default(now, name) == _default(then, name) for name in unsaid)
 
@@ -91,24 +99,38 @@ def _is_default(attribute: ir.Attr, schema: Schema) -> bool:
 
 
 def _values_fit(node: ir.Node, then: Schema, shapes: Shapes) -> bool:
-    return _fit(node.inputs, then.inputs, shapes) and _fit(node.outputs, then.outputs, shapes)
+    inputs = _with_parameters(node.inputs, then.inputs)
+    outputs = _with_parameters(node.outputs, then.outputs)
+    if inputs is None or outputs is None or not all(_fits(v, p, shapes) for v, p in inputs):
+        return False
+    like_inputs = {parameter.type_str for _, parameter in inputs}
+    return all(
+        _fits(v, p, shapes) or (p.type_str in like_inputs and not _known(v, shapes)) for v, p in outputs
+    )
 
 
-def _fit(values: Sequence[ir.Value | None], formal: Sequence[Schema.FormalParameter], shapes: Shapes) -> bool:
+_Pairs = list[tuple[ir.Value | None, Schema.FormalParameter]]
+
+
+def _with_parameters(
+    values: Sequence[ir.Value | None], formal: Sequence[Schema.FormalParameter]
+) -> _Pairs | None:
+    """Values with their formal parameters, of which the last may take many; None where there are too many."""
     variadic = bool(formal) and formal[-1].option == Schema.FormalParameterOption.Variadic
     if len(values) > len(formal) and not variadic:
-        return False
-    for index, value in enumerate(values):
-        parameter = formal[min(index, len(formal) - 1)]
-        if value is None or not value.name:
-            if parameter.option != Schema.FormalParameterOption.Optional:
-                return False
-        elif _type_name(value, shapes) not in parameter.types:
-            return False
-    return True
+        return None
+    return [(value, formal[min(index, len(formal) - 1)]) for index, value in enumerate(values)]
 
 
-def _type_name(value: ir.Value, shapes: Shapes) -> str:
-    """A tensor's type as schemas spell it; empty where it is not known or no tensor."""
-    dtype = shapes[value].dtype
-    return "" if dtype is None else f"tensor({dtype.name.lower()})"
+def _fits(value: ir.Value | None, parameter: Schema.FormalParameter, shapes: Shapes) -> bool:
+    if value is None or not value.name:
+        return bool(parameter.option == Schema.FormalParameterOption.Optional)
+    dtype = _known(value, shapes)
+    return dtype is not None and f"tensor({dtype.name.lower()})" in parameter.types
+
+
+def _known(value: ir.Value | None, shapes: Shapes) -> ir.DataType | None:
+    if value is None:
+        return None
+    declared = value.type.dtype if isinstance(value.type, ir.TensorType) else None
+    return shapes[value].dtype or declared

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.graph import Names, subgraphs_of
+from graphopt.passes.interop._restore import restore_graph, restore_node, restore_value, values_of
 
 __all__ = ["HELD_DOMAIN", "nodes_of", "number", "transplant"]
 
@@ -54,7 +55,8 @@ def number(proto: onnx.ModelProto, held: set[int]) -> None:
 def transplant(new: ir.Graph, old: ir.Graph, numbered: list[ir.Node], names: Names) -> dict[ir.Node, ir.Node]:
     """Restore everything in the converted graph; the original's node for each node that came from one."""
     pairs: dict[ir.Node, ir.Node] = {}
-    _restore_graph(new, old)
+    restore_graph(new, old)
+    _restore_values(new, old)
     for node in new:
         index = (node.name or "").removeprefix(_PREFIX)
         if index == node.name or not index.isdecimal():
@@ -63,38 +65,22 @@ def transplant(new: ir.Graph, old: ir.Graph, numbered: list[ir.Node], names: Nam
         _restore_node(node, pairs[node])
         for inner, original in zip(subgraphs_of(node), subgraphs_of(pairs[node]), strict=True):
             pairs |= transplant(inner, original, numbered, names)
-    _name_additions(new, set(_values(old)), pairs, names)
+    _name_additions(new, set(values_of(old)), pairs, names)
     return pairs
 
 
-def _values(graph: ir.Graph) -> dict[str, ir.Value]:
-    found = {v.name: v for v in (*graph.inputs, *graph.initializers.values()) if v.name}
-    found.update((v.name, v) for node in graph for v in node.outputs if v.name)
-    return found
-
-
-def _restore_graph(new: ir.Graph, old: ir.Graph) -> None:
-    originals = _values(old)
-    for name, value in _values(new).items():
-        if name in originals:
-            _restore_value(value, originals[name])
-    new.name, new.doc_string = old.name, old.doc_string
-    new.metadata_props.update(old.metadata_props)
-    new.meta.update(old.meta)
-
-
-def _restore_value(new: ir.Value, old: ir.Value) -> None:
-    new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string
-    new.metadata_props.update(old.metadata_props)
-    new.meta.update(old.meta)
-    if old.const_value is not None:
-        new.const_value = old.const_value
+def _restore_values(new: ir.Graph, old: ir.Graph) -> None:
+    originals = values_of(old)
+    for name, value in values_of(new).items():
+        if name not in originals:
+            continue
+        restore_value(value, originals[name])
+        if originals[name].const_value is not None:
+            value.const_value = originals[name].const_value
 
 
 def _restore_node(new: ir.Node, old: ir.Node) -> None:
-    new.name, new.doc_string = old.name, old.doc_string
-    new.metadata_props.update(old.metadata_props)
-    new.meta.update(old.meta)
+    restore_node(new, old)
     if new.domain == HELD_DOMAIN:
         new.domain = old.domain
     for name, attribute in old.attributes.items():

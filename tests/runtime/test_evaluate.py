@@ -419,3 +419,14 @@ def test_no_feeds_no_outputs():
     model = with_weights(MLP)
     assert evaluate.run(model, []).outputs == []
     assert evaluate.run(model, [], segment_weights=1).outputs == []
+
+
+def test_a_newer_ir_version_than_onnxruntime_reads():
+    model = with_weights(MLP)
+    feeds = feeds_of(model)
+    want = evaluate.run(model, feeds).outputs
+    model.ir_version = onnx.IR_VERSION
+    found = evaluate.run(model, feeds)
+    assert found.engine == "onnxruntime"
+    assert_equal_outputs(want, found.outputs)
+    assert model.ir_version == onnx.IR_VERSION

@@ -141,17 +141,17 @@ def expand(call: Call) -> Array:
     return np.broadcast_to(call[0], _expanded(call))
 
 
-def _tile_bytes(call: Call) -> int:
+def _repeats(call: Call) -> tuple[int, ...]:
     repeats = call.numbers(1)
     if call.opset < 6 or repeats is None or len(repeats) != call[0].ndim or min(repeats, default=0) < 0:
         raise Refused("Tile has no repeat for every axis")
-    return math.prod(repeats) * call[0].nbytes
+    return repeats
 
 
-@kernel("Tile", measure=_tile_bytes)
+@kernel("Tile", measure=lambda call: math.prod(_repeats(call)) * call[0].nbytes)
 def tile(call: Call) -> Array:
     """Repeat along every axis."""
-    return np.tile(call[0], call.numbers(1) or ())
+    return np.tile(call[0], _repeats(call))
 
 
 def _pads(call: Call) -> list[tuple[int, int]]:
@@ -217,10 +217,18 @@ def slice_(call: Call) -> Array:
 
 
 def slice_of(start: int, end: int, step: int, length: int) -> slice:
-    """The bounds of one axis as a Python slice, which differs only in an end before the first element."""
-    if step < 0 and end < -length:
-        return slice(start, None, step)
-    return slice(start, end, step)
+    """The bounds of one axis as a Python slice, which differs only going backwards from or past the first
+    element: ONNX moves the start to the first element, and an end before it includes it.
+
+    Raises:
+        Refused: The step is negative and the end as large as can be: onnxruntime then goes on to the first
+            element, by the specification there is nothing.
+    """
+    if step < 0 and end in (2**31 - 1, 2**63 - 1):
+        raise Refused("a Slice backwards to the largest number differs between runtimes")
+    if step > 0:
+        return slice(start, end, step)
+    return slice(max(start, -length), None if end < -length else end, step)
 
 
 @kernel("Trilu", measure=like_first)
