@@ -38,7 +38,7 @@ EXPANDED_NODES: Final = 2_000_000
 NESTING_DEPTH: Final = 64
 
 #: Weights that one evaluation session may hold; a larger model is evaluated segment by segment.
-SEGMENT_WEIGHTS: Final = 192 * MIB
+SEGMENT_WEIGHTS: Final = 128 * MIB
 #: Elements of one drawn sample input.
 SAMPLE_ELEMENTS: Final = 64 * 1024 * 1024
 

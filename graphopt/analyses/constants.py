@@ -96,12 +96,13 @@ class _Evaluator:
         )
 
     def _visit(self, node: ir.Node, opset: int) -> None:
-        inputs = [None if v is None else self._array(v) for v in node.inputs]
         results = None
-        if all(a is not None or v is None for a, v in zip(inputs, node.inputs, strict=True)):
-            results = self._computed(node, inputs, opset)
+        if all(v is None or self._is_constant(v) for v in node.inputs):
+            results = self._computed(
+                node, [None if v is None else self._array(v) for v in node.inputs], opset
+            )
         elif self._reads_shapes:
-            results = self._from_shapes(node) or self._cast_like(node, inputs, opset)
+            results = self._from_shapes(node) or self._cast_like(node, opset)
         if results is not None and self._fits_types(node, results):
             self._keep(node, results)
 
@@ -112,6 +113,13 @@ class _Evaluator:
             readers = any(n.op_type in _SHAPE_READERS for graph, _ in scopes(self._model) for n in graph)
             self._shapes = shapes.infer(self._model) if readers else shapes.Shapes()
         return bool(self._shapes)
+
+    def _is_constant(self, value: ir.Value) -> bool:
+        """Whether the value is known, without reading it: most weights meet an input that is not."""
+        if value in self._known:
+            return self._known[value] is not None
+        tensor = constant_of(value)
+        return tensor is not None and tensor.dtype != ir.DataType.STRING
 
     def _array(self, value: ir.Value) -> Array | None:
         if value not in self._known:
@@ -168,15 +176,17 @@ class _Evaluator:
         found = [self._shapes[v].constant for v in node.outputs]
         return [a for a in found if a is not None] if all(a is not None for a in found) else None
 
-    def _cast_like(self, node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array] | None:
+    def _cast_like(self, node: ir.Node, opset: int) -> list[Array] | None:
         """CastLike of a constant needs only the type of its second input."""
-        if node.op_type != "CastLike" or inputs[0] is None or self._shapes is None or len(node.inputs) != 2:
+        if node.op_type != "CastLike" or self._shapes is None or len(node.inputs) != 2:
             return None
-        like = node.inputs[1]
-        dtype = self._shapes[like].dtype if like is not None else None
+        data, like = node.inputs
+        if data is None or like is None or not self._is_constant(data):
+            return None
+        dtype = self._shapes[like].dtype
         if dtype is None or dtype == ir.DataType.STRING:
             return None
-        return self._computed(node, [inputs[0], np.empty(0, dtype.numpy())], opset)
+        return self._computed(node, [self._array(data), np.empty(0, dtype.numpy())], opset)
 
     def _fits_types(self, node: ir.Node, results: list[Array]) -> bool:
         """A result of another type than declared means that the model is not what it says: leave it."""

@@ -104,8 +104,7 @@ def _count_macs(model: ir.Model, nodes: list[ir.Node], axes: Mapping[str, int]) 
     inferred = shapes.infer(model, axes=axes, unnamed=1, declared=True)
 
     def lookup(value: ir.Value | None) -> tuple[int, ...] | None:
-        shape = inferred[value].shape if value is not None else None
-        return None if shape is None else tuple(d if isinstance(d, int) else 1 for d in shape)
+        return inferred[value].static if value is not None else None
 
     calls = {(function.domain, function.name) for function in model.functions.values()}
     counts = [macs_of(n, lookup) for n in nodes if (n.domain, n.op_type) not in calls]

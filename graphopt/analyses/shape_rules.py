@@ -23,7 +23,7 @@ from graphopt.graph import all_nodes, is_default_domain
 
 __all__ = ["active"]
 
-_LONGEST_EXPRESSION = 160
+_LONGEST_EXPRESSION = 64
 _active: ContextVar[bool] = ContextVar("graphopt_shape_rules", default=False)
 
 

@@ -30,6 +30,8 @@ __all__ = ["Inferred", "Shapes", "infer"]
 
 Dims = tuple[int | ir.SymbolicDim, ...]
 
+#: A function's body is inferred anew for every call; above this, it takes too long.
+_CALLED_NODES = 20_000
 #: What may stand as the name of an axis; anything else would be parsed as an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
 
@@ -233,12 +235,33 @@ def _run(model: ir.Model) -> str:
     """Run the library over the model; why it stopped, or an empty string."""
     from onnx_shape_inference import infer_symbolic_shapes
 
+    if any(domain in ("", "ai.onnx") for domain, _, _ in model.functions):
+        return "a function of the model takes the place of a standard operator"
+    if _called_nodes(model) > _CALLED_NODES:
+        return f"the functions of the model stand for more than {_CALLED_NODES} nodes"
     with _silence(), shape_rules.active(model):
         try:
             infer_symbolic_shapes(model, policy="skip", warn_on_missing=False, adopt_declared_symbols=False)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             return " ".join(str(error).split())[:300] or type(error).__name__
     return ""
+
+
+def _called_nodes(model: ir.Model) -> int:
+    """How many nodes the calls in the main graph stand for, when every call is expanded."""
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def size(key: tuple[str, str, str]) -> int:
+        if key not in sizes:
+            sizes[key] = _CALLED_NODES  # while it is open, so that a recursive function is too large
+            sizes[key] = sum(1 + called(n) for n in model.functions[key].all_nodes())
+        return min(sizes[key], _CALLED_NODES + 1)
+
+    def called(node: ir.Node) -> int:
+        key = (node.domain, node.op_type, node.overload)
+        return size(key) if key in model.functions else 0
+
+    return sum(called(n) for n in model.graph.all_nodes())
 
 
 def _loop_dependents(model: ir.Model) -> set[ir.Value]:

@@ -223,7 +223,10 @@ class Linear:
             factor = scale.reshape([n if axis in kept else 1 for axis, n in enumerate(grouped.shape)])
             product = np.empty(grouped.shape, weight.dtype)
             np.multiply(grouped, factor, out=product, casting="unsafe", dtype=np.float64)
-            return ir.tensor(product.reshape(weight.shape))
+            shape = weight.shape
+            del weight, grouped  # views of the map that is let go of
+            release(tensor)
+            return ir.tensor(product.reshape(shape))
 
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
             return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(source: str, target: str, arguments: str) -> int:
-    """Simplify ``source`` into ``target`` with JSON keyword arguments; 3 if onnxsim finds its result invalid."""
+    """Simplify ``source`` into ``target``, arguments as JSON; 3 where onnxsim finds its result invalid."""
     import onnxsim
 
     model, valid = onnxsim.simplify(source, **json.loads(arguments))

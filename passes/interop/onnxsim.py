@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt import io
 from graphopt.errors import InputError, MissingExtraError, UnsupportedError
-from graphopt.graph import all_nodes
+from graphopt.graph import all_nodes, scopes
 from graphopt.limits import FOLD_RESULT, PROTOBUF_MAX
 from graphopt.options import option
 from graphopt.passes.interop._restore import restore_graph, restore_node, restore_value, values_of
@@ -51,8 +51,8 @@ class Onnxsim(Pass):
 
         Raises:
             MissingExtraError: onnxsim is not installed.
-            UnsupportedError: The model is too large, or onnxsim fails, does not end or changes the interface; the
-                model is as it was.
+            UnsupportedError: The model is too large, or onnxsim fails, does not end, or changes the
+                interface; the model is as it was.
         """
         if importlib.util.find_spec("onnxsim") is None:
             raise MissingExtraError("the onnxsim pass", "onnxsim")
@@ -61,7 +61,7 @@ class Onnxsim(Pass):
             raise UnsupportedError(f"onnxsim takes models up to 2 GiB; this one has {size:,} bytes")
         new = self._simplified(model)
         before = sum(1 for _ in all_nodes(model))
-        if io.structure_proto(new) == io.structure_proto(model):
+        if _is_same(new, model):
             return PassResult(model, False, "nothing to simplify")
         model.graph, model.ir_version = new.graph, max(model.ir_version, new.ir_version)
         model.functions.clear()
@@ -102,6 +102,24 @@ class Onnxsim(Pass):
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UnsupportedError(f"onnxsim failed: {lines[-1][:200]}")
+
+
+def _is_same(new: ir.Model, old: ir.Model) -> bool:
+    """Whether two models are equal, large weights included."""
+    after, before = io.structure_proto(new), io.structure_proto(old)
+    if after.graph != before.graph or list(after.functions) != list(before.functions):
+        return False
+    weights = [
+        [v.const_value for graph, _ in scopes(model) for v in graph.initializers.values()]
+        for model in (new, old)
+    ]
+    return all(a is not None and b is not None and _same_data(a, b) for a, b in zip(*weights, strict=True))
+
+
+def _same_data(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
+    if a.dtype == ir.DataType.STRING:  # part of the structure
+        return True
+    return a.tobytes() == b.tobytes()
 
 
 def _restore(new: ir.Model, old: ir.Model) -> None:
