@@ -14,7 +14,7 @@ from graphopt.errors import InputError
 from graphopt.recipe import Evaluation, Recipe, is_code
 from graphopt.runtime import evaluate
 
-__all__ = ["Arrays", "calibration", "load_arrays", "metric", "rows"]
+__all__ = ["Arrays", "calibration", "load_arrays", "metric", "metric_name", "rows"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -110,6 +110,12 @@ def fixed_batch(model: ir.Model) -> int | None:
     shape = next((v.shape for v in _required_inputs(model) if v.shape is not None and len(v.shape)), None)
     size = shape[0] if shape is not None else None
     return size if isinstance(size, int) else None
+
+
+def metric_name(recipe: Recipe) -> str:
+    """What the recipe's evaluation measures; empty where it has none."""
+    evaluation = recipe.data.evaluation
+    return evaluation.metric if isinstance(evaluation, Evaluation) else evaluation or ""
 
 
 def metric(recipe: Recipe, model: ir.Model) -> float | None:

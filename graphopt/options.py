@@ -4,7 +4,7 @@ The same fields serve the recipe (YAML), ``--set``, the docs, ``graphopt passes`
 :func:`options_of` lists them, :func:`convert` turns plain data into a typed value or says what is wrong
 at which path, :func:`json_schema` describes a type.
 
-Supported types: bool, int, float, str, Literal, ``X | None``, unions, ``tuple[X, ...]``, ``dict[str, X]``
+Supported types: bool, int, float, str, Literal, ``X | None``, unions, ``tuple[X, ...]``, ``Mapping[str, X]``
 and dataclasses of these.
 """
 
@@ -133,7 +133,7 @@ def type_name(kind: Any) -> str:
         return " | ".join(type_name(a) for a in arguments)
     if origin is tuple:
         return f"list of {type_name(arguments[0])}"
-    if origin is dict:
+    if origin is Mapping:
         return f"mapping of name to {type_name(arguments[1])}"
     if dataclasses.is_dataclass(kind):
         return "mapping"
@@ -157,7 +157,7 @@ def convert(value: Any, kind: Any, path: Path = ()) -> Any:
         if not isinstance(value, list | tuple):
             raise _wrong_type(value, kind, path)
         return tuple(convert(v, arguments[0], (*path, i)) for i, v in enumerate(value))
-    if origin is dict:
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise _wrong_type(value, kind, path)
         for key in value:
@@ -228,7 +228,7 @@ def _convert_union(value: Any, members: tuple[Any, ...], kind: Any, path: Path) 
         return convert(value, candidates[0], path)
     if isinstance(value, Mapping):  # the error of the mapping member is the useful one
         for member in candidates:
-            if dataclasses.is_dataclass(member) or typing.get_origin(member) is dict:
+            if dataclasses.is_dataclass(member) or typing.get_origin(member) is Mapping:
                 return convert(value, member, path)
     for member in candidates:
         try:
@@ -267,7 +267,7 @@ def json_schema(kind: Any) -> dict[str, Any]:
         return {"anyOf": [json_schema(a) for a in arguments]}
     if origin is tuple:
         return {"type": "array", "items": json_schema(arguments[0])}
-    if origin is dict:
+    if origin is Mapping:
         return {"type": "object", "additionalProperties": json_schema(arguments[1])}
     if kind is types.NoneType:
         return {"type": "null"}

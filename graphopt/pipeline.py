@@ -84,6 +84,7 @@ class Pipeline:
         self.report = RunReport(self.source, before, before)
         self._verifier = Verifier.start(self.recipe, self.model)
         self.report.notes += self._verifier.notes
+        self.report.metric_name = data.metric_name(self.recipe)
         self.report.metric_before = self.report.metric_after = data.metric(self.recipe, self.model)
 
     def _check_pinned(self) -> None:

@@ -79,6 +79,7 @@ class RunReport:
     outputs: list[Written] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     overall: Verdict | None = None
+    metric_name: str = ""
     metric_before: float | None = None
     metric_after: float | None = None
 
@@ -90,6 +91,7 @@ class RunReport:
             "outputs": [vars(written) for written in self.outputs],
             "result": {**asdict(self.after), "metric": self.metric_after},
             "verify": self.overall.to_json() if self.overall else None,
+            "metric": self.metric_name or None,
             "notes": self.notes,
         }
 
@@ -128,7 +130,7 @@ class RunReport:
         if self.overall:
             lines.append(f"against the input: {agreement(self.overall)} over {self.overall.samples} samples")
         if self.metric_before is not None and self.metric_after is not None:
-            lines.append(f"metric {self.metric_before:.4f} -> {self.metric_after:.4f}")
+            lines.append(f"{self.metric_name} {self.metric_before:.4f} -> {self.metric_after:.4f}")
         lines += [f"wrote {w.path} ({w.format}, {human_bytes(w.bytes)})" for w in self.outputs]
         return lines + [f"note: {note}" for note in self.notes]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import jsonschema
@@ -30,7 +31,7 @@ class Sample:
     mode: Literal["fast", "exact"] = option("fast", help="A choice.")
     names: tuple[str, ...] = option((), help="A list.")
     limit: float | None = option(None, help="Optional.")
-    shapes: dict[str, tuple[int | str, ...]] = option(default_factory=dict, help="A mapping.")
+    shapes: Mapping[str, tuple[int | str, ...]] = option(default_factory=dict, help="A mapping.")
     inner: Inner = option(Inner(), help="A section.")
     either: Inner | str = option("x", help="A union.")
 

@@ -32,8 +32,8 @@ class EliminateIdentity(Pass):
 
     It does not fire where a graph output would have to be a graph input, an initializer, a value of an outer
     graph or another graph output itself; such a node stays, and only what else reads it is moved to its
-    input. Unknown are constants that a caller may override and, in functions, types, shapes and attributes that
-    a call fills in.
+    input. Unknown are constants that a caller may override and, in functions, types, shapes and attributes
+    that a call fills in.
     """
 
     name = "eliminate-identity"
