@@ -27,17 +27,20 @@ def macs(parse):
     [
         # output 1x8x16x16, each element sums over 4 channels of a 3x3 kernel
         (
-            "g (float[1,4,16,16] x, float[8,4,3,3] w) => (float[1,8,16,16] y) { y = Conv<pads=[1,1,1,1]>(x, w) }",
+            "g (float[1,4,16,16] x, float[8,4,3,3] w) => (float[1,8,16,16] y)"
+            " { y = Conv<pads=[1,1,1,1]>(x, w) }",
             8 * 16 * 16 * 4 * 9,
         ),
         # depthwise, stride 2, two images
         (
-            "g (float[2,8,9,9] x, float[8,1,3,3] w) => (float[2,8,4,4] y) { y = Conv<group=8, strides=[2,2]>(x, w) }",
+            "g (float[2,8,9,9] x, float[8,1,3,3] w) => (float[2,8,4,4] y)"
+            " { y = Conv<group=8, strides=[2,2]>(x, w) }",
             2 * 8 * 4 * 4 * 9,
         ),
         # every input element meets out/group = 3 channels of a 2x2 kernel
         (
-            "g (float[1,4,5,5] x, float[4,3,2,2] w) => (float[1,6,6,6] y) { y = ConvTranspose<group=2>(x, w) }",
+            "g (float[1,4,5,5] x, float[4,3,2,2] w) => (float[1,6,6,6] y)"
+            " { y = ConvTranspose<group=2>(x, w) }",
             4 * 25 * 3 * 4,
         ),
         ("g (float[5,7] x, float[7,3] w) => (float[5,3] y) { y = Gemm(x, w) }", 5 * 7 * 3),
@@ -104,7 +107,8 @@ def test_macs_of_standard_operators(macs, text, expected):
     [
         # 4-D: QK' is 2*4*6*6*8, PV is 2*4*6*6*5
         (
-            "g (float[2,4,6,8] q, float[2,4,6,8] k, float[2,4,6,5] v) => (float[2,4,6,5] y) { y = Attention(q, k, v) }",
+            "g (float[2,4,6,8] q, float[2,4,6,8] k, float[2,4,6,5] v) => (float[2,4,6,5] y)"
+            " { y = Attention(q, k, v) }",
             2 * 4 * 6 * 6 * (8 + 5),
         ),
         # 3-D with grouped heads: 4 query heads of 8 share 2 key heads; 7 keys
@@ -137,7 +141,8 @@ MICROSOFT = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
             (5 * 64 * 3, 0),
         ),
         (
-            "g (float[7,5] x, float[7,3] w) => (float[5,3] y) { y = com.microsoft.FusedMatMul<transA=1>(x, w) }",
+            "g (float[7,5] x, float[7,3] w) => (float[5,3] y)"
+            " { y = com.microsoft.FusedMatMul<transA=1>(x, w) }",
             (105, 0),
         ),
         ("g (float[2,3] x) => (float[2,3] y) { y = com.microsoft.Gelu(x) }", (0, 0)),
@@ -170,7 +175,8 @@ def test_shapes_computed_in_the_graph_are_followed(macs):
         HEAD
         + """g (float[N,6,8] x, float[4,4] w) => (float[a,b,c] y)
         <int64[1] m = {-1}, int64[1] four = {4}, int64[1] zero = {0}, int64[1] one = {1}>
-        { s = Shape(x)  n = Slice(s, zero, one)  t = Concat<axis=0>(n, m, four)  r = Reshape(x, t)  y = MatMul(r, w) }"""
+        { s = Shape(x)  n = Slice(s, zero, one)  t = Concat<axis=0>(n, m, four)  r = Reshape(x, t)
+          y = MatMul(r, w) }"""
     )
     assert macs(text, N=5) == (5 * 12 * 4 * 4, 0)
 
