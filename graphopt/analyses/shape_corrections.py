@@ -32,6 +32,8 @@ _FULL_END = 2**31 - 1
 
 
 def _correct_broadcast(context: Any, node: ir.Node) -> None:
+    if node.outputs[0].shape is None or node.outputs[0].shape.is_static():
+        return
     shapes = [v.shape for v in node.inputs if v is not None]
     if all(s is not None for s in shapes):
         _separate(context, node.outputs[0], [list(s or ()) for s in shapes], 0)

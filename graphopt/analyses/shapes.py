@@ -167,11 +167,9 @@ class _AxisNames:
 
     def show(self, dims: Dims) -> Dims:
         """The dimensions with the axis names of the file back in place."""
-        return tuple(self._shown(d) for d in dims)
+        return tuple([d if isinstance(d, int) else self._shown(d) for d in dims])
 
-    def _shown(self, dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
-        if isinstance(dim, int):
-            return dim
+    def _shown(self, dim: ir.SymbolicDim) -> ir.SymbolicDim:
         if is_placeholder(dim):
             return ir.SymbolicDim(None)
         return ir.SymbolicDim(self._original[dim.value]) if dim.value in self._original else dim
@@ -237,7 +235,7 @@ def _run(model: ir.Model) -> str:
 
     if any(domain in ("", "ai.onnx") for domain, _, _ in model.functions):
         return "a function of the model takes the place of a standard operator"
-    if _called_nodes(model) > _CALLED_NODES:
+    if model.functions and _called_nodes(model) > _CALLED_NODES:
         return f"the functions of the model stand for more than {_CALLED_NODES} nodes"
     with _silence(), shape_rules.active(model):
         try:
@@ -304,7 +302,9 @@ def _harvest(value: ir.Value, names: _AxisNames, trusted: bool) -> Inferred:
         whole = tuple(int(n) for n in array.reshape(-1)) if array.dtype.kind in "iu" else None
         return Inferred(value.dtype, shape, whole, array)
     data = value.metadata_props.get(_elements_key())
-    return Inferred(value.dtype, shape, None if data is None else names.show(ir.Shape(json.loads(data)).dims))
+    if data is None:
+        return Inferred(value.dtype, shape)
+    return Inferred(value.dtype, shape, names.show(ir.Shape(json.loads(data)).dims))
 
 
 def _fall_back_to_declared(shapes: Shapes, names: _AxisNames) -> None:

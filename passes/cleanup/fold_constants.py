@@ -43,9 +43,11 @@ class FoldConstants(Pass):
     name = "fold-constants"
 
     max_result_bytes: int = option(
-        limits.FOLD_RESULT, help="largest stored result, unless it replaces as many bytes of constants", min=0
+        limits.FOLD_RESULT,
+        help="Largest stored result, unless it replaces as many bytes of constants.",
+        min=0,
     )
-    max_total_bytes: int = option(limits.FOLD_TOTAL, help="what folding may hold in memory", min=0)
+    max_total_bytes: int = option(limits.FOLD_TOTAL, help="What folding may hold in memory.", min=0)
 
     def call(self, model: ir.Model) -> PassResult:
         """Fold in all graphs of the model."""

@@ -60,8 +60,8 @@ class Fuse(Pass):
 
     name = "fuse"
 
-    include: tuple[str, ...] = option((), help="names of the rules to apply; none means all")
-    exclude: tuple[str, ...] = option((), help="names of rules to leave out")
+    include: tuple[str, ...] = option((), help="Names of the rules to apply; none means all.")
+    exclude: tuple[str, ...] = option((), help="Names of rules to leave out.")
 
     def __post_init__(self) -> None:
         known = fusion_rules()

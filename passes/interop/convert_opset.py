@@ -43,7 +43,10 @@ class ConvertOpset(Pass):
     source = "onnx.version_converter"
 
     target: int = option(
-        21, help="opset of the standard domain to convert to", min=_OLDEST, max=onnx.defs.onnx_opset_version()
+        21,
+        help="Opset of the standard domain to convert to.",
+        min=_OLDEST,
+        max=onnx.defs.onnx_opset_version(),
     )
 
     def call(self, model: ir.Model) -> PassResult:

@@ -40,11 +40,11 @@ class Onnxsim(Pass):
     name = "onnxsim"
     source = "https://github.com/onnxsim/onnxsim"
 
-    optimize: bool = option(True, help="run the passes of onnx-optimizer")
-    fold_constants: bool = option(True, help="fold constants")
-    skip: tuple[str, ...] = option((), help="passes of onnx-optimizer to leave out, as fuse_bn_into_conv")
-    max_folded_bytes: int = option(FOLD_RESULT, help="largest tensor that folding may make", min=1)
-    timeout: int = option(600, help="seconds after which onnxsim is stopped", min=1)
+    optimize: bool = option(True, help="Run the passes of onnx-optimizer.")
+    fold_constants: bool = option(True, help="Fold constants.")
+    skip: tuple[str, ...] = option((), help="Passes of onnx-optimizer to leave out, as fuse_bn_into_conv.")
+    max_folded_bytes: int = option(FOLD_RESULT, help="Largest tensor that folding may make.", min=1)
+    timeout: int = option(600, help="Seconds after which onnxsim is stopped.", min=1)
 
     def call(self, model: ir.Model) -> PassResult:
         """Run onnxsim and take its graph.

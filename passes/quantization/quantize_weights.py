@@ -65,15 +65,16 @@ class QuantizeWeights(Pass):
     exact = False
     source = "ONNX DequantizeLinear; Jacob et al., https://arxiv.org/abs/1712.05877 (symmetric, weights only)"
 
-    bits: Literal[8] = option(8, help="bits of a stored weight")
+    bits: Literal[8] = option(8, help="Bits of a stored weight.")
     granularity: Literal["per-tensor", "per-channel"] = option(
-        "per-channel", help="one scale for the whole weight, or one for each output channel"
+        "per-channel", help="One scale for the whole weight, or one for each output channel."
     )
     include: str = option(
-        ".*", help="regular expression that the whole name of the weight or of a node that uses it must match"
+        ".*",
+        help="Regular expression that the whole name of the weight or of a node that uses it must match.",
     )
-    exclude: str = option("", help="the same, for what to leave out")
-    min_elements: int = option(1024, help="smaller weights stay in float", min=1)
+    exclude: str = option("", help="The same, for what to leave out.")
+    min_elements: int = option(1024, help="Smaller weights stay in float.", min=1)
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
