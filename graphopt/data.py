@@ -31,10 +31,10 @@ def load_arrays(path: Path) -> Arrays:
     if path.is_dir():
         return _load_folder(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {path.stem: loaded}
-        with loaded:
+        with path.open("rb") as file:  # numpy leaves a damaged file open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {path.stem: loaded}
             return {name: loaded[name] for name in loaded.files}
     except OSError as error:
         raise InputError(f"cannot read data file '{path}': {error.strerror or error}") from error

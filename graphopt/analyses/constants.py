@@ -75,6 +75,7 @@ class _Evaluator:
         self._sessions = _SESSIONS
         self._functions = {(domain, name) for domain, name, _ in model.functions}
         self._shapes: shapes.Shapes | None = None
+        self._has_readers: bool | None = None
         self._known: dict[ir.Value, Array | None] = {}
         #: Bytes of constants that have no other use than this value, directly or through what was computed.
         self._own: dict[ir.Value, float] = {}
@@ -101,18 +102,22 @@ class _Evaluator:
             results = self._computed(
                 node, [None if v is None else self._array(v) for v in node.inputs], opset
             )
-        elif self._reads_shapes:
+        elif self._reads_shapes():
             results = self._from_shapes(node) or self._cast_like(node, opset)
         if results is not None and self._fits_types(node, results):
             self._keep(node, results)
 
-    @property
     def _reads_shapes(self) -> bool:
-        """Whether shapes can make a constant at all; they are inferred when that is first seen."""
+        """Whether shapes can make a constant at all: only where the model asks for one."""
+        if self._has_readers is None:
+            nodes = (n for graph, _ in scopes(self._model) for n in graph)
+            self._has_readers = any(n.op_type in _SHAPE_READERS for n in nodes)
+        return self._has_readers
+
+    def _inferred(self, value: ir.Value) -> shapes.Inferred:
         if self._shapes is None:
-            readers = any(n.op_type in _SHAPE_READERS for graph, _ in scopes(self._model) for n in graph)
-            self._shapes = shapes.infer(self._model) if readers else shapes.Shapes()
-        return bool(self._shapes)
+            self._shapes = shapes.infer(self._model)
+        return self._shapes[value]
 
     def _is_constant(self, value: ir.Value) -> bool:
         """Whether the value is known, without reading it: most weights meet an input that is not."""
@@ -132,7 +137,7 @@ class _Evaluator:
         return self._known[value]
 
     def _own_bytes(self, node: ir.Node) -> float:
-        return sum(self._own.get(v, 0) for v in set(node.inputs) if v is not None)
+        return sum(self._own.get(v, 0) for v in dict.fromkeys(node.inputs) if v is not None)
 
     def _computed(self, node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array] | None:
         try:
@@ -157,9 +162,7 @@ class _Evaluator:
 
     def _session_bytes(self, node: ir.Node, inputs: Sequence[Array | None]) -> int:
         """The size of a result that onnxruntime is to compute, from its inferred shape."""
-        if self._shapes is None:
-            self._shapes = shapes.infer(self._model)
-        known = self._shapes[node.outputs[0]]
+        known = self._inferred(node.outputs[0])
         if known.static is None or known.dtype is None:
             raise kernels.Refused("the size of its result is not known")
         dims = dict(zip(node.inputs, (None if a is None else a.shape for a in inputs), strict=True))
@@ -172,18 +175,17 @@ class _Evaluator:
 
     def _from_shapes(self, node: ir.Node) -> list[Array] | None:
         """The outputs, where shape inference knows them as a whole although it does not know the inputs."""
-        assert self._shapes is not None
-        found = [self._shapes[v].constant for v in node.outputs]
+        found = [self._inferred(v).constant for v in node.outputs]
         return [a for a in found if a is not None] if all(a is not None for a in found) else None
 
     def _cast_like(self, node: ir.Node, opset: int) -> list[Array] | None:
         """CastLike of a constant needs only the type of its second input."""
-        if node.op_type != "CastLike" or self._shapes is None or len(node.inputs) != 2:
+        if node.op_type != "CastLike" or len(node.inputs) != 2:
             return None
         data, like = node.inputs
         if data is None or like is None or not self._is_constant(data):
             return None
-        dtype = self._shapes[like].dtype
+        dtype = self._inferred(like).dtype
         if dtype is None or dtype == ir.DataType.STRING:
             return None
         return self._computed(node, [self._array(data), np.empty(0, dtype.numpy())], opset)

@@ -147,6 +147,8 @@ class _Planner:
         return legal and size <= keeping
 
     def _is_legal(self, node: ir.Node, size: int) -> bool:
+        if node.op_type == "Identity":
+            return False  # a copy of a constant: eliminate-identity lets its users share the one there is
         if any(v.is_graph_output() and v.graph is not node.graph for v in node.outputs):
             return False  # the output of a subgraph from outside of it: nothing that should be touched
         if size > _OUTPUT_BYTES and any(v.is_graph_output() for v in node.outputs):

@@ -32,7 +32,8 @@ class FoldConstants(Pass):
        Constant nodes in functions and where the result is a graph output.
     3. The file does not grow: a result is stored if it takes about as many bytes as the nodes and constants
        that go away with it, within 2 % of the model (at least 1 KiB) in all. A broadcast scalar, a table made
-       by ConstantOfShape or a transposed copy of an embedding in use stays computed at run time.
+       by ConstantOfShape or a transposed copy of an embedding in use stays computed at run time. So does
+       the Identity of a constant: eliminate-identity removes it without a copy.
 
     It does not fire on operators that draw random numbers, on If, Loop and Scan, calls of functions,
     DequantizeLinear and QuantizeLinear, operators of other domains, strings, values that a caller may
@@ -60,7 +61,7 @@ class FoldConstants(Pass):
         plan = _fold_plan.plan(
             found.results, max_result_bytes=self.max_result_bytes, budget=_growth_budget(model)
         )
-        refusals += [self._too_large(n, found.results[n]) for n in plan.kept]
+        refusals += [self._too_large(n, found.results[n]) for n in plan.kept if n.op_type != "Identity"]
         if not plan.removed:
             return PassResult(model, False, "nothing to fold", refusals)
         _apply(model, plan)

@@ -156,11 +156,11 @@ def test_operator_without_kernel_runs_in_onnxruntime(parse, ops, assert_same):
     text = (
         HEAD
         + """g (float[2,2] x) => (float[2,2] y) <float[2,2] a = {1, 2, 3, 4}, float[2,2] b = {1, 0, 2, 1}>
-        { m = MatMul(a, b)  s = Softmax(m)  y = Add(x, s) }"""
+        { n = Neg(x)  m = MatMul(a, b)  s = Softmax(m)  y = Add(n, s) }"""
     )
     before, model = parse(text), parse(text)
     assert fold(model).modified
-    assert ops(model) == ["Add"]
+    assert ops(model) == ["Neg", "Add"]
     assert_same(before, model, x_of(2, 2))
 
 
@@ -414,6 +414,18 @@ def test_transposed_embedding_with_a_second_use(parse, ops):
     model.graph[1].replace_input_with(0, value)
     assert not fold(model).modified
     assert ops(model) == ["Gather", "Transpose", "MatMul"]
+
+
+def test_identity_of_a_constant_is_not_copied(parse, ops):
+    """Exporters let layers share a bias by Identity; eliminate-identity removes it for nothing."""
+    model = parse(
+        HEAD
+        + """g (float[2] x) => (float[2] y) <float[2] a = {1, 2}>
+        { n = Neg(a)  i = Identity(n)  j = Identity(n)  b = Add(x, i)  c = Add(b, j)  y = Add(c, n) }"""
+    )
+    assert fold(model).modified
+    assert ops(model) == ["Identity", "Identity", "Add", "Add", "Add"]
+    assert list(model.graph.initializers) == ["n"]
 
 
 def test_two_transpositions_of_one_weight(parse, ops):
