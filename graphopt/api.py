@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, overload
@@ -114,12 +114,33 @@ def plan(recipe: Recipe, model: ModelLike) -> RunReport:
 
 
 @overload
-def optimize(model: onnx.ModelProto, *, progress: Progress = ...) -> onnx.ModelProto: ...
+def optimize(
+    model: onnx.ModelProto, *, target_opset: int | None = ..., progress: Progress = ...
+) -> onnx.ModelProto: ...
 @overload
-def optimize(model: str | os.PathLike[str] | ir.Model, *, progress: Progress = ...) -> ir.Model: ...
-def optimize(model: ModelLike, *, progress: Progress = _silent) -> onnx.ModelProto | ir.Model:
-    """The built-in exact recipe: the same function in fewer nodes; a ModelProto gives a ModelProto back."""
-    return run(builtin_recipe("optimize"), model, progress=progress).model
+def optimize(
+    model: str | os.PathLike[str] | ir.Model, *, target_opset: int | None = ..., progress: Progress = ...
+) -> ir.Model: ...
+def optimize(
+    model: ModelLike, *, target_opset: int | None = None, progress: Progress = _silent
+) -> onnx.ModelProto | ir.Model:
+    """The built-in exact recipe: the same function in fewer nodes; a ModelProto gives a ModelProto back.
+
+    Args:
+        model: The model; it is not changed.
+        target_opset: Convert to this opset first, so that its operators may be used (Attention has 23).
+        progress: Called before each pass.
+    """
+    return run(optimize_recipe(target_opset), model, progress=progress).model
+
+
+def optimize_recipe(target_opset: int | None = None) -> Recipe:
+    """The recipe behind :func:`optimize`."""
+    recipe = recipes.load(builtin_recipe("optimize"))
+    if target_opset is None:
+        return recipe
+    first = recipes.from_data({"version": 1, "passes": [{"convert-opset": {"target": target_opset}}]})
+    return replace(recipe, passes=(*first.passes, *recipe.passes))
 
 
 def builtin_recipe(name: str) -> Path:

@@ -71,14 +71,14 @@ def run(
 @cli.command()
 @_MODEL
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--target-opset", type=int, help="Convert to this opset first: newer ones have larger operators.")
 @_JSON
 @_QUIET
-def optimize(model: Path, output: Path, as_json: bool, quiet: bool) -> None:
+def optimize(model: Path, output: Path, target_opset: int | None, as_json: bool, quiet: bool) -> None:
     """Fold, fuse and clean MODEL: the same function in fewer nodes."""
     from graphopt import api
-    from graphopt import recipe as recipes
 
-    _run(recipes.load(api.builtin_recipe("optimize")), model, [output], as_json, quiet)
+    _run(api.optimize_recipe(target_opset), model, [output], as_json, quiet)
 
 
 @cli.command()

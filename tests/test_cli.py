@@ -106,6 +106,12 @@ def test_optimize_and_verify_agree(cli):
     assert "the models agree" in cli("verify", "model.onnx", "opt.onnx").stdout
 
 
+def test_optimize_to_a_newer_opset(cli, folder):
+    cli("optimize", "model.onnx", "-o", "opt.onnx", "--target-opset", "21")
+    assert onnx.load(folder / "opt.onnx").opset_import[0].version == 21
+    assert "must be" in cli("optimize", "model.onnx", "-o", "opt.onnx", "--target-opset", "99", code=2).stderr
+
+
 def test_verify_tells_different_models_apart(cli, folder):
     proto = onnx.load(folder / "model.onnx")
     weights = onnx.numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(1.1)
