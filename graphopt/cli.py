@@ -71,7 +71,9 @@ def run(
 @cli.command()
 @_MODEL
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--target-opset", type=int, help="Convert to this opset first: newer ones have larger operators.")
+@click.option(
+    "--target-opset", type=int, help="Convert to this opset first: newer ones have larger operators."
+)
 @_JSON
 @_QUIET
 def optimize(model: Path, output: Path, target_opset: int | None, as_json: bool, quiet: bool) -> None:

@@ -25,7 +25,9 @@ from graphopt._atomic import checked_target, output_errors, replace, replace_pai
 from graphopt._checker import check_proto
 from graphopt._external_data import attach, external_files, guard_external
 from graphopt._interface import Interface, Port, interface
+from graphopt._ir_version import raise_ir_version
 from graphopt._proto import guard, root_cause, tensors_of
+from graphopt._shadows import unshadow
 from graphopt._structure import IN_MEMORY, structure_proto
 from graphopt._writer import full_proto, plan, write
 from graphopt.errors import InputError, OutputError, UserError
@@ -58,7 +60,9 @@ def load(source: str | os.PathLike[str]) -> ir.Model:
     as binary protobuf. Before anything is allocated for it, every tensor's data has been found to be as long
     as its shape says, external data to lie in regular files of the model's folder (no links, no ``..``, no
     second hard link), nesting and function calls to be bounded; then the ONNX checker runs. Training
-    information is dropped.
+    information is dropped. Two forms that mean trouble are made regular: names in subgraphs that hide outer
+    names (see :func:`unshadow`), and initializers that are inputs for the age of the model alone (see
+    :func:`raise_ir_version`).
 
     Raises:
         InputError: The file is missing, damaged, or no valid ONNX model; one line says where and why.
@@ -99,11 +103,16 @@ def _from_proto(proto: onnx.ModelProto, folder: Path | None) -> ir.Model:
         raise InputError(f"not a valid ONNX model: {root_cause(error)}") from error
     if folder is not None:
         attach(model, folder)
+    unshadow(model)
+    raise_ir_version(model)
     return model
 
 
-def check(model: ir.Model) -> None:
+def check(model: ir.Model) -> onnx.ModelProto:
     """Run the ONNX checker on the structure of the model, which is left as it is.
+
+    Returns:
+        What was checked, as :func:`structure_proto` makes it.
 
     Raises:
         InputError: The model is not valid ONNX; one line says why.
@@ -115,6 +124,7 @@ def check(model: ir.Model) -> None:
     if proto.functions:
         guard(proto)
     check_proto(proto)
+    return proto
 
 
 def serialized_size(model: ir.Model) -> int:

@@ -34,6 +34,9 @@ FOLD_TOTAL: Final = 64 * MIB
 
 #: Nodes that a model may have after all its function calls are expanded.
 EXPANDED_NODES: Final = 2_000_000
+#: Iterations of a Loop that may be unrolled, and nodes that this may make of one Loop.
+UNROLL_ITERATIONS: Final = 16
+UNROLL_NODES: Final = 2_000
 #: Depth of subgraphs inside subgraphs, and of functions calling functions.
 NESTING_DEPTH: Final = 64
 
@@ -41,6 +44,8 @@ NESTING_DEPTH: Final = 64
 SEGMENT_WEIGHTS: Final = 128 * MIB
 #: Elements of one drawn sample input.
 SAMPLE_ELEMENTS: Final = 64 * 1024 * 1024
+#: Outputs that the search for samples keeps; what is not kept is computed again.
+SAMPLE_OUTPUTS: Final = 64 * MIB
 
 #: A recipe file, its nesting, and its YAML aliases.
 RECIPE_BYTES: Final = 1 * MIB

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -18,6 +18,7 @@ from graphopt.analyses import costs
 from graphopt.errors import DefectError, GateError, GraphoptError, InputError, UserError, VerificationError
 from graphopt.recipe import Gate, Recipe, Step
 from graphopt.report import RunReport, Status, StepReport
+from graphopt.runtime import evaluate
 from graphopt.verification import Verdict, Verifier, lowest
 
 __all__ = ["Pipeline", "Progress"]
@@ -50,6 +51,7 @@ class Pipeline:
     _axes: dict[str, int] = field(init=False)
     _verifier: Verifier = field(init=False)
     _interface: io.Interface = field(init=False)
+    _untouched: ir.Model | None = field(init=False, default=None)  # equal to ``model`` while it is not None
 
     def run(self) -> RunReport:
         """Run all passes.
@@ -59,11 +61,18 @@ class Pipeline:
                 error's ``report`` attribute holds what happened until then.
         """
         self._start()
-        for number, step in enumerate(self.recipe.passes):
-            self.progress(number, len(self.recipe.passes), step.name)
-            self._run_step(step)
+        number = 0
+        for chain in _chains(self.recipe):
+            if len(chain) == 1 or not self._run_chain(number, chain):
+                for offset, step in enumerate(chain):
+                    self._announce(number + offset, step)
+                    self._run_step(step)
+            number += len(chain)
         self._finish()
         return self.report
+
+    def _announce(self, number: int, step: Step) -> None:
+        self.progress(number, len(self.recipe.passes), step.name)
 
     def plan(self) -> RunReport:
         """Everything that :meth:`run` does before its first pass; the passes are listed as planned."""
@@ -76,6 +85,7 @@ class Pipeline:
         return self.report
 
     def _start(self) -> None:
+        self._untouched = self.model
         self.model = self.model.clone()
         self._interface = io.interface(self.model)
         self._check_pinned()
@@ -108,23 +118,69 @@ class Pipeline:
                     axes[dim.value] = size
         return axes
 
+    def _run_chain(self, number: int, chain: list[Step]) -> bool:
+        """Run exact passes and verify what they made together; if that is refused, all of it is taken back.
+
+        Returns False where it was, so that the passes can be run one by one to find the culprit.
+        """
+        previous, self._untouched = self._untouched or self.model.clone(), None
+        entries: list[StepReport] = []
+        try:
+            for offset, step in enumerate(chain):
+                self._announce(number + offset, step)
+                before = entries[-1].after if entries else self.report.after
+                entries.append(self._run_unverified(step, before))
+            applied = [entry for entry in entries if entry.status == "applied"]
+            if applied:
+                self._accept_chain(applied[-1])
+        except _Rejection:
+            self.model, self._untouched = previous.clone(), previous
+            return False
+        self._untouched = None if applied else previous
+        self.report.passes += entries
+        return True
+
+    def _run_unverified(self, step: Step, before: costs.Costs) -> StepReport:
+        entry = StepReport(step.name, "unchanged", before, before, measured=False)
+        started = time.perf_counter()
+        modified = self._apply(step, entry)
+        entry.seconds = time.perf_counter() - started
+        if modified:
+            nodes = costs.count_nodes(self.model)
+            entry.status, entry.after = "applied", replace(before, nodes=nodes)
+            entry.summary = entry.summary or f"{nodes - before.nodes:+d} nodes"
+        else:
+            entry.summary = _nothing_done(entry)
+        return entry
+
+    def _accept_chain(self, last: StepReport) -> None:
+        """Judge the model that a chain of exact passes left; the verdict goes to its last applied pass."""
+        last.verdict = self._checked_verdict()
+        if not last.verdict.agrees:
+            raise _Rejection(f"changed the numbers: {last.verdict.reason}", VerificationError)
+        after = costs.measure(self.model, self._axes)
+        last.metric_before = self.report.metric_after
+        last.metric_after = self.report.metric_after = data.metric(self.recipe, self.model)
+        self._verifier.accept()
+        self.report.after = after
+
     def _run_step(self, step: Step) -> None:
         before = self.report.after
         entry = StepReport(step.name, "unchanged", before, before, metric_before=self.report.metric_after)
         self.report.passes.append(entry)
-        previous = self.model.clone()
+        previous, self._untouched = self._untouched or self.model.clone(), None
         started = time.perf_counter()
         try:
             modified = self._apply(step, entry)
             entry.seconds = time.perf_counter() - started
             if not modified:
-                left = len(entry.refusals)
-                entry.summary = f"nothing to do; left {left} alone" if left else "nothing to do"
+                entry.summary = _nothing_done(entry)
+                self._untouched = previous
                 return
             self._judge(step, entry)
         except _Rejection as rejection:
             entry.seconds = entry.seconds or time.perf_counter() - started
-            self.model = previous
+            self.model, self._untouched = previous.clone(), previous
             self._reject(step, entry, rejection)
             return
         entry.status = "applied"
@@ -147,14 +203,7 @@ class Pipeline:
 
     def _judge(self, step: Step, entry: StepReport) -> None:
         """Raise a _Rejection unless the model that the pass left may be accepted; fill in the entry."""
-        difference = self._interface.difference(io.interface(self.model))
-        if difference:
-            raise _Rejection(f"changed the interface: {difference}", VerificationError)
-        try:
-            io.check(self.model)
-            entry.verdict = self._verifier.judge(self.model)
-        except UserError as error:
-            raise _Rejection(f"left a model that cannot be used: {error}", VerificationError) from error
+        entry.verdict = self._checked_verdict()
         exact = registry.is_exact(type(step.pass_))
         if entry.verdict.broken or (exact and not entry.verdict.agrees):
             raise _Rejection(f"changed the numbers: {entry.verdict.reason}", VerificationError)
@@ -165,6 +214,17 @@ class Pipeline:
             raise _Rejection(f"gate {missed}", GateError)
         entry.after = after
         entry.summary = entry.summary or f"{after.nodes - entry.before.nodes:+d} nodes"
+
+    def _checked_verdict(self) -> Verdict:
+        """How the model compares; raises a _Rejection where it is not valid or has another interface."""
+        difference = self._interface.difference(io.interface(self.model))
+        if difference:
+            raise _Rejection(f"changed the interface: {difference}", VerificationError)
+        try:
+            proto = io.check(self.model)
+            return self._verifier.judge(evaluate.Structure.of(self.model, proto))
+        except UserError as error:
+            raise _Rejection(f"left a model that cannot be used: {error}", VerificationError) from error
 
     def _reject(self, step: Step, entry: StepReport, rejection: _Rejection) -> None:
         stop = self.recipe.verify.on_failure == "stop"
@@ -178,6 +238,9 @@ class Pipeline:
 
     def _finish(self) -> None:
         self.report.overall = self._verifier.overall()
+        steps = zip(self.recipe.passes, self.report.passes, strict=True)
+        if all(registry.is_exact(type(s.pass_)) for s, entry in steps if entry.status == "applied"):
+            return  # the input model itself was as near, or as far
         if self.report.after.bytes > limits.SEGMENT_WEIGHTS:
             return  # onnxruntime's optimizer would copy all weights
         optimized = self._verifier.judge_optimized(self.model)
@@ -185,6 +248,25 @@ class Pipeline:
             self.report.notes.append(
                 f"onnxruntime's own optimizer changes this model's numbers: {optimized.reason}"
             )
+
+
+def _chains(recipe: Recipe) -> list[list[Step]]:
+    """The passes in groups that are verified together: one by one, or neighbours where ``each`` is false."""
+    chains: list[list[Step]] = []
+    joins = False
+    for step in recipe.passes:
+        alone = recipe.verify.each or step.gate is not None or not registry.is_exact(type(step.pass_))
+        if joins and not alone:
+            chains[-1].append(step)
+        else:
+            chains.append([step])
+        joins = not alone
+    return chains
+
+
+def _nothing_done(entry: StepReport) -> str:
+    left = len(entry.refusals)
+    return f"nothing to do; left {left} alone" if left else "nothing to do"
 
 
 def _one_line(error: BaseException) -> str:

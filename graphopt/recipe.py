@@ -92,6 +92,11 @@ class Verify:
         "undo",
         help="undo: take the pass back and go on. stop: end the run with exit code 1, nothing written.",
     )
+    each: bool = option(
+        True,
+        help="Verify after every pass; false verifies the whole chain once and only looks for the culprit on "
+        "failure. Passes that are approximate or have a gate are always verified on their own.",
+    )
 
 
 @dataclass(frozen=True)

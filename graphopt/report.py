@@ -24,7 +24,11 @@ Status = Literal["applied", "unchanged", "undone", "failed", "planned"]
 
 @dataclass
 class StepReport:
-    """One pass of a run. ``before`` and ``after`` are the model's costs around it; equal if it was undone."""
+    """One pass of a run. ``before`` and ``after`` are the model's costs around it; equal if it was undone.
+
+    ``measured`` is False for a pass inside a chain that was verified as a whole: of its costs only the nodes
+    were counted, and the chain's verdict stands at its last applied pass.
+    """
 
     name: str
     status: Status
@@ -37,9 +41,11 @@ class StepReport:
     metric_before: float | None = None
     metric_after: float | None = None
     refusals: Sequence[Refusal] = ()
+    measured: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The pass's entry in the report."""
+        known = self.measured
         return {
             "name": self.name,
             "status": self.status,
@@ -48,10 +54,10 @@ class StepReport:
             "seconds": round(self.seconds, 4),
             "nodes_before": self.before.nodes,
             "nodes_after": self.after.nodes,
-            "bytes_before": self.before.bytes,
-            "bytes_after": self.after.bytes,
-            "macs_before": self.before.macs,
-            "macs_after": self.after.macs,
+            "bytes_before": self.before.bytes if known else None,
+            "bytes_after": self.after.bytes if known else None,
+            "macs_before": self.before.macs if known else None,
+            "macs_after": self.after.macs if known else None,
             "metric_before": self.metric_before,
             "metric_after": self.metric_after,
             "verify": self.verdict.to_json() if self.verdict else None,
@@ -110,7 +116,7 @@ class RunReport:
         for step in self.passes:
             table.add_row(
                 Text.assemble(step.name, "\n", ("  " + (step.reason or step.summary), "dim")),
-                *_sizes(step.after),
+                *(_sizes(step.after) if step.measured else (str(step.after.nodes), "-", "-")),
                 f"{step.seconds:.2f} s",
                 agreement(step.verdict),
                 Text(step.status, style=_STYLES[step.status]),

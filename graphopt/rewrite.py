@@ -23,6 +23,10 @@ Example::
 from __future__ import annotations
 
 import abc
+import functools
+import importlib
+import inspect
+import pkgutil
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,16 +35,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt._edits import add_constant_node, is_gone, remove_unused, unname_twins
+from graphopt._matching import input_at, is_exclusive, is_op, producer, why_not_constant
 from graphopt.errors import DefectError
-from graphopt.graph import (
-    Names,
-    add_initializer,
-    constant_of,
-    describe,
-    is_default_domain,
-    scopes,
-    subgraphs_of,
-)
+from graphopt.graph import Names, add_initializer, constant_of, describe, replace_value, scopes
 
 if TYPE_CHECKING:
     from graphopt.analyses.shapes import Inferred, Shapes
@@ -55,6 +53,7 @@ __all__ = [
     "is_exclusive",
     "is_op",
     "producer",
+    "rules_of",
     "why_not_constant",
 ]
 
@@ -112,47 +111,27 @@ class Rule(abc.ABC, Generic[M]):
         """Put new nodes in place of the match through ``context``; tensors are never changed in place."""
 
 
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether the node is one of these standard operators, with all of its attributes known.
+@functools.cache
+def rules_of(package: str) -> dict[str, type[Rule[Any]]]:
+    """Every rule that a module of ``package`` defines, by name. A rule is a class with its own name.
 
-    Inside a model-local function an attribute may refer to the caller's; nothing can be said of such a node.
+    Raises:
+        ValueError: Two rules have the same name.
     """
-    return (
-        node is not None
-        and node.op_type in op_types
-        and is_default_domain(node)
-        and not any(a.is_ref() for a in node.attributes.values())
-    )
+    found: dict[str, type[Rule[Any]]] = {}
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{module_info.name}")
+        for cls in vars(module).values():
+            if not _is_rule_of(cls, module.__name__):
+                continue
+            if cls.name in found:
+                raise ValueError(f"two rules of {package} are named '{cls.name}'")
+            found[cls.name] = cls
+    return found
 
 
-def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
-    """The node of one of these op types that makes ``value`` in the same graph as ``user``.
-
-    A producer in an outer graph is none: fusing it would move its work into a branch or a loop.
-    """
-    node = None if value is None else value.producer()
-    return node if node is not None and node.graph is user.graph and is_op(node, *op_types) else None
-
-
-def input_at(node: ir.Node, index: int) -> ir.Value | None:
-    """The input at ``index``; None where it is left out."""
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def is_exclusive(value: ir.Value) -> bool:
-    """Whether the value has exactly one use and is no graph output."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def why_not_constant(value: ir.Value, role: str) -> str | None:
-    """Why no rewrite may read ``value``, which is ``role`` ("the weight"); None where it is constant."""
-    if constant_of(value) is not None:
-        return None
-    if value.is_graph_input():
-        return f"{role} '{value.name}' is a graph input"
-    node = value.producer()
-    made = f"computed by {describe(node)}" if node is not None else "not known here"
-    return f"{role} '{value.name}' is {made}"
+def _is_rule_of(cls: object, module: str) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, Rule) and cls.__module__ == module and "name" in vars(cls)
 
 
 class Context:
@@ -216,7 +195,7 @@ class Context:
         tensor = ir.tensor(data) if isinstance(data, np.ndarray) else data
         tensor.name = name
         in_function = self._graph in self._function_graphs  # which have no initializers
-        value = (_add_constant_node if in_function else add_initializer)(self._graph, name, tensor)
+        value = (add_constant_node if in_function else add_initializer)(self._graph, name, tensor)
         if heir_of is not None:
             self._heirs.append((value, heir_of))
         return value
@@ -265,61 +244,64 @@ class Context:
         self._replaced.append(old)
         return node
 
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Iterable[ir.Attr] = (),
+        *,
+        before: ir.Node,
+        like: ir.Value,
+        known: Inferred,
+        name: str | None = None,
+    ) -> ir.Value:
+        """The output of a new node in front of ``before``, for the nodes that the rewrite puts behind it.
+
+        Args:
+            op_type: Of the default domain.
+            inputs: Of the node.
+            attributes: Of the node.
+            before: The node that the new one stands in front of.
+            like: The value whose name, made new, and whose producer's metadata the new ones get.
+            known: What is known of the output.
+            name: Of the node, where it takes the place of another one.
+        """
+        origin = like.producer()
+        type_ = ir.TensorType(known.dtype) if known.dtype is not None else like.type
+        value = ir.Value(name=self.fresh_name(like.name or op_type), type=type_, shape=known.shape)
+        node = ir.Node("", op_type, inputs, list(attributes), outputs=[value], name=name)
+        node.metadata_props.update(origin.metadata_props if origin is not None else {})
+        assert before.graph is not None
+        before.graph.insert_before(before, node)
+        if self._shapes is not None:
+            self._shapes[value] = known
+        self._added.append(node)
+        return value
+
+    def redirect(self, output: ir.Value, value: ir.Value, *, like: ir.Node) -> None:
+        """Let ``value`` take the place of ``output``, its equal; by Identity where a name must stay."""
+        old, users = output.producer(), list(output.consumers())
+        if old is None or not replace_value(output, value):
+            self.replace(output, "Identity", [value], like=like)
+            return
+        self._added.extend(users)
+        self._replaced.append(old)
+
     def finish(self) -> list[ir.Node]:
         """Remove what the rewrite left unused, hand names on; the nodes that deserve another visit."""
         again = dict.fromkeys(self._added)
         for node in self._added:
             again.update(dict.fromkeys((*node.predecessors(), *node.successors())))
-        for value in _remove_unused(self._replaced):
+        for value in remove_unused(self._replaced):
             made_by, users = value.producer(), value.consumers()
             again.update(dict.fromkeys([made_by] if made_by is not None else []))
             again.update(dict.fromkeys(users if len(users) == 1 else ()))
+        unname_twins(self._added)
         for old, heir in {old: heir for heir, old in self._heirs}.items():
-            if _is_gone(old):
+            if is_gone(old):
                 heir.name = old.name
         self._added, self._replaced, self._heirs = [], [], []
         return [node for node in again if node.graph is not None]
-
-
-def _add_constant_node(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
-    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
-    graph.insert_before(graph[0], node)
-    return value
-
-
-def _is_gone(value: ir.Value) -> bool:
-    node = value.producer()
-    return node.graph is None if node is not None else not value.is_initializer()
-
-
-def _remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
-    """Remove those nodes that nothing uses, then what only they used; the values that lost a use."""
-    pending = list(nodes)
-    released: dict[ir.Value, None] = {}
-    while pending:
-        node = pending.pop()
-        if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
-            continue
-        if next(subgraphs_of(node), None) is not None:
-            continue  # its body uses outer values; dead-code elimination knows how to take it out
-        inputs = [value for value in node.inputs if value is not None]
-        node.graph.remove(node, safe=True)
-        for value in inputs:
-            made_by = value.producer()
-            released[value] = None
-            if made_by is not None:
-                pending.append(made_by)
-            elif value.is_initializer() and not value.uses():
-                _remove_initializer(value)
-    return list(released)
-
-
-def _remove_initializer(value: ir.Value) -> None:
-    graph, name = value.graph, value.name
-    if graph is not None and name is not None and not (value.is_graph_input() or value.is_graph_output()):
-        graph.initializers.pop(name)
 
 
 def apply_rules(model: ir.Model, rules: Sequence[Rule[Any]]) -> RewriteReport:

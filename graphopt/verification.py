@@ -65,8 +65,8 @@ class Verdict:
         }
 
 
-def draw_feeds(recipe: Recipe, model: ir.Model) -> tuple[Feeds, list[str]]:
-    """The sample inputs of a run, and notes on what could not be varied."""
+def draw_feeds(recipe: Recipe, model: ir.Model) -> tuple[Feeds, evaluate.Evaluation, list[str]]:
+    """The sample inputs of a run, what the model makes of them, and notes on what could not be varied."""
     arrays = data.calibration(recipe, model)
     verify = recipe.verify
     if arrays is not None:
@@ -76,11 +76,11 @@ def draw_feeds(recipe: Recipe, model: ir.Model) -> tuple[Feeds, list[str]]:
             count = fixed or 1 + i % 4
             feeds.append(data.rows(arrays, start, count))
             start += count
-        return feeds, []
+        return feeds, evaluate.run(model, feeds), []
     drawn = samples.draw(model, verify.samples, verify.seed, recipe.model.inputs)
-    return drawn.feeds, [
-        f"axis '{axis}' is declared dynamic but runs at one size only" for axis in drawn.fixed_axes
-    ]
+    notes = [f"axis '{axis}' is declared dynamic but runs at one size only" for axis in drawn.fixed_axes]
+    assert drawn.evaluation is not None
+    return drawn.feeds, drawn.evaluation, notes
 
 
 @dataclass
@@ -101,9 +101,9 @@ class Verifier:
     @classmethod
     def start(cls, recipe: Recipe, model: ir.Model) -> Verifier:
         """Draw the samples and run the model as it came."""
-        feeds, notes = draw_feeds(recipe, model)
+        feeds, evaluation, notes = draw_feeds(recipe, model)
         verifier = cls(recipe.verify, feeds, notes)
-        verifier._original = verifier._accepted = evaluate.run(model, feeds)
+        verifier._original = verifier._accepted = evaluation
         if any(node.op_type in _RANDOM_OPS for node in graph.all_nodes(model)):
             verifier._find_random_outputs(model)
         return verifier
@@ -118,7 +118,7 @@ class Verifier:
             raise UnsupportedError("every output is random, so that nothing can be verified")
         self.notes += [f"output '{name}' is random and was not compared" for name in differing]
 
-    def judge(self, model: ir.Model) -> Verdict:
+    def judge(self, model: ir.Model | evaluate.Structure) -> Verdict:
         """Compare ``model`` with the last accepted one; :meth:`accept` makes it the new one."""
         assert self._accepted is not None
         self._candidate = evaluate.run(model, self.feeds)

@@ -15,6 +15,7 @@ from graphopt.errors import DefectError, GateError, InputError, UnsupportedError
 from graphopt.pipeline import Pipeline
 from graphopt.recipe import Data, Evaluation, Gate, ModelSection, Recipe, Step, Verify
 from graphopt.registry import Pass, PassResult
+from graphopt.verification import Verifier
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 classify (float[batch, 4] x) => (float[batch, 3] y)
@@ -351,3 +352,83 @@ def test_a_model_that_only_the_reference_evaluator_runs_is_taken_back(parse):
     pipeline = go(model, Act(through_bfloat16))
     assert entries(pipeline) == [("act", "undone")]
     assert "no longer runs in onnxruntime" in pipeline.report.passes[0].reason
+
+
+CHAINED = Verify(each=False)
+
+
+def test_a_chain_of_exact_passes_is_verified_once(model, monkeypatch):
+    judged = []
+    judge = Verifier.judge
+    monkeypatch.setattr(Verifier, "judge", lambda self, m: judged.append(m) or judge(self, m))
+    pipeline = go(
+        model, Scale(1 + 1e-6), Act(lambda m: PassResult(m, False)), Scale(1 + 1e-6), verify=CHAINED
+    )
+    assert entries(pipeline) == [("scale", "applied"), ("act", "unchanged"), ("scale", "applied")]
+    assert len(judged) == 1
+    first, _, last = pipeline.report.passes
+    assert first.verdict is None
+    assert last.verdict.agrees
+    assert pipeline.report.overall.comparison.outputs[0].max_rel > 1e-6
+    assert weights(pipeline.model)[0, 0] > 1 + 1.5e-6
+    assert weights(model)[0, 0] == 1
+
+
+def test_of_a_wrong_chain_the_culprit_alone_is_undone(model):
+    passes = Scale(1 + 1e-6), Scale(1.01), Scale(1 + 1e-6)
+    pipeline = go(model, *passes, verify=CHAINED)
+    assert entries(pipeline) == [("scale", "applied"), ("scale", "undone"), ("scale", "applied")]
+    assert "changed the numbers" in pipeline.report.passes[1].reason
+    assert 1 + 1.5e-6 < weights(pipeline.model)[0, 0] < 1 + 3e-6
+    assert pipeline.report.overall.agrees
+    assert weights(model)[0, 0] == 1
+
+
+def raise_key_error(model):
+    scale_weights(3, model)
+    raise KeyError("lost")
+
+
+@pytest.mark.parametrize("action", [rename_output, fix_batch, drop_add, add_unknown, raise_key_error])
+def test_of_a_broken_chain_the_culprit_alone_is_undone(model, action):
+    pipeline = go(model, Scale(1 + 1e-6), Act(action), Scale(1 + 1e-6), verify=CHAINED)
+    assert entries(pipeline) == [("scale", "applied"), ("act", "undone"), ("scale", "applied")]
+    assert 1 + 1.5e-6 < weights(pipeline.model)[0, 0] < 1 + 3e-6
+
+
+def test_two_errors_that_cancel_pass_only_as_a_chain(model):
+    passes = Scale(2.0), Scale(0.5)
+    assert entries(go(model, *passes)) == [("scale", "undone")] * 2
+    pipeline = go(model, *passes, verify=CHAINED)
+    assert entries(pipeline) == [("scale", "applied")] * 2
+    assert weights(pipeline.model)[0, 0] == 1
+
+
+def test_stop_names_the_culprit_of_a_chain(model):
+    with pytest.raises(VerificationError, match="pass 'scale' changed the numbers") as caught:
+        go(model, Scale(1.0), Scale(1.01), verify=Verify(each=False, on_failure="stop"))
+    assert [s.status for s in caught.value.report.passes] == ["applied", "failed"]
+
+
+def test_approximate_and_gated_passes_are_verified_on_their_own(model):
+    passes = Scale(1.0), Approximate(1.01), Scale(1.0)
+    pipeline = go(model, *passes, verify=CHAINED)
+    assert all(s.verdict for s in pipeline.report.passes)
+    gated = go(model, Scale(1 + 1e-6), Scale(1 + 1e-6), gate=Gate(must_shrink=True), verify=CHAINED)
+    assert entries(gated) == [("scale", "undone")] * 2
+    assert "gate must_shrink" in gated.report.passes[0].reason
+
+
+def test_a_chain_reports_nodes_but_neither_bytes_nor_macs(model):
+    report = go(model, Scale(1.0), Scale(1.0), verify=CHAINED).report
+    entry = report.passes[0].to_json()
+    assert entry["nodes_before"] == entry["nodes_after"] == 2
+    assert [entry[key] for key in ("bytes_before", "bytes_after", "macs_before", "macs_after")] == [None] * 4
+    assert report.after.macs == report.before.macs == 12
+    report.table()
+
+
+def test_a_rejected_first_pass_leaves_the_callers_model_alone(model):
+    pipeline = go(model, Scale(1.01), Scale(1 + 1e-6))
+    assert pipeline.model is not model
+    assert weights(model)[0, 0] == 1

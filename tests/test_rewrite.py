@@ -342,3 +342,34 @@ def test_inference_follows_the_rewrites(parse):
         { a = Exp (x) y = Neg (a) }""")
     apply_rules(model, [Look("Exp", "Sin"), Look("Neg", "")])
     assert ranks == [("x", 2), ("a", 2)]
+
+
+class SplitAbs(Rule):
+    """Abs(x) -> Max(x, Neg(x)), both nodes named like the one that goes."""
+
+    name = "split-abs"
+    roots = ("Abs",)
+
+    def match(self, node):
+        return node
+
+    def check(self, match, context):
+        return None
+
+    def rewrite(self, match, context):
+        output, data = match.outputs[0], match.inputs[0]
+        known = context.infer(output)
+        negative = context.add("Neg", [data], before=match, like=output, known=known, name=match.name)
+        context.replace(output, "Max", [data, negative], like=match)
+
+
+def test_no_two_nodes_that_a_rewrite_adds_have_one_name(parse, ops, run):
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) { [abs] y = Abs(x) }"""
+    )
+    assert apply_rules(model, [SplitAbs()]).applied["split-abs"] == 1
+    assert ops(model) == ["Neg", "Max"]
+    assert [node.name for node in model.graph] == ["abs", None]
+    (y,) = run(model, {"x": np.array([-1, 2], np.float32)})  # onnxruntime refuses twins
+    np.testing.assert_array_equal(y, [1, 2])

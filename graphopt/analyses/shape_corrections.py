@@ -7,6 +7,7 @@ comparing real shapes with inferred ones. A correction gives an uncertain axis a
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from graphopt.analyses.shape_dims import (
     Dim,
     Rule,
     axis_of,
+    is_axis,
     is_placeholder,
     renew,
     same,
@@ -29,6 +31,7 @@ from graphopt.analyses.shape_values import constant_array
 __all__ = ["AUDITED", "CORRECTIONS", "REPLACED"]
 
 _FULL_END = 2**31 - 1
+_CAPPED = re.compile(r"Min\((\d+), ([A-Za-z_]\w*)\)")
 
 
 def _correct_broadcast(context: Any, node: ir.Node) -> None:
@@ -60,9 +63,19 @@ def _separate(context: Any, output: ir.Value, operands: list[list[Dim]], behind:
     for place, meeting in enumerate(itertools.zip_longest(*(reversed(o) for o in operands), fillvalue=1)):
         named = {d.value for d in meeting if isinstance(d, ir.SymbolicDim)}
         if len(named) > 1 and all(d == 1 for d in meeting if isinstance(d, int)):
-            dims[len(dims) - 1 - behind - place] = context.new_symbolic_dim()
+            axis = _capped_axis(named)
+            dims[len(dims) - 1 - behind - place] = context.new_symbolic_dim() if axis is None else axis
     if dims != list(output.shape):
         output.shape = ir.Shape(dims)
+
+
+def _capped_axis(names: set[str | None]) -> ir.SymbolicDim | None:
+    """``a`` where ``a`` meets ``Min(n, a)``: above ``n`` the two do not broadcast, so nothing runs there."""
+    for name in names:
+        capped = _CAPPED.fullmatch(name or "")
+        if capped is not None and names == {name, capped[2]} and int(capped[1]) > 0:
+            return ir.SymbolicDim(capped[2])
+    return None
 
 
 def _correct_squeeze(context: Any, node: ir.Node) -> None:
@@ -216,6 +229,8 @@ def _slice_bounds(context: Any, node: ir.Node, rank: int) -> list[tuple[int, Dim
 
 def _sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     """The size of a slice of an axis; None where it is not certain."""
+    if isinstance(dim, int) and start == 0 and step == 1 and not isinstance(end, int) and is_axis(end):
+        return ir.SymbolicDim(f"Min({dim}, {end.value})")  # position embeddings, cut to the length
     if not isinstance(start, int) or not isinstance(end, int) or step == 0:
         return None
     if isinstance(dim, int):

@@ -68,6 +68,8 @@ _MOVED: dict[str, tuple[int, ...]] = {
     "ScatterElements": (0, 2),
     "ScatterND": (0, 2),
 }
+#: Those of them that keep all elements in their order.
+_KEEPING = frozenset({"Squeeze", "Unsqueeze"})
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "Equal": lambda a, b: bool(a == b),
     "Less": lambda a, b: bool(a < b),
@@ -82,6 +84,8 @@ _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 def propagate(context: Any, node: ir.Node, guard: Guard) -> None:
     """Compute the outputs of ``node``, or what can be known of their elements."""
+    if node.op_type in _KEEPING and _keep(context, node):
+        return
     if kernels.has_kernel(node) and node.op_type != "Constant":
         arrays = [constant_array(v) for v in node.inputs]
         if _all_known(node, arrays) and _compute(context, node, arrays):
@@ -97,6 +101,18 @@ def propagate(context: Any, node: ir.Node, guard: Guard) -> None:
         (output, elements), *_ = guard.noted.items()
         if not any(isinstance(d, ir.SymbolicDim) and d.value in guard.minted for d in elements):
             _store(context, output, elements)
+
+
+def _keep(context: Any, node: ir.Node) -> bool:
+    """Squeeze and Unsqueeze, the most frequent of all, leave known elements as they are: no kernel needed."""
+    data, output = node.inputs[0], node.outputs[0]
+    if data is None or data.const_value is not None or static_dims(output.shape) is None:
+        return False
+    found = _elements(context, data)
+    if found is None:
+        return False
+    _store(context, output, found[0])
+    return True
 
 
 def _all_known(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> bool:

@@ -32,6 +32,7 @@ Dims = tuple[int | ir.SymbolicDim, ...]
 
 #: A function's body is inferred anew for every call; above this, it takes too long.
 _CALLED_NODES = 20_000
+_NO_METADATA: dict[str, str] = {}
 #: What may stand as the name of an axis; anything else would be parsed as an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
 
@@ -125,7 +126,7 @@ class _State:
     def __init__(self, value: ir.Value) -> None:
         self.value = value
         self.type, self.shape, self.const_value = value.type, value.shape, value.const_value
-        self.metadata = dict(value.metadata_props)
+        self.metadata = dict(value.metadata_props) or _NO_METADATA
 
     def restore(self) -> None:
         value = self.value
@@ -143,6 +144,7 @@ class _AxisNames:
         self._unnamed = unnamed
         self._stand_in: dict[str, str] = {}
         self._original: dict[str, str] = {}
+        self._elements: dict[str, Dims] = {}
 
     def hide(self, shape: ir.Shape) -> ir.Shape:
         """A new shape for the library, its named axes bound or plainly named."""
@@ -164,6 +166,12 @@ class _AxisNames:
             self._stand_in[name] = f"axis_{len(self._stand_in)}__"
             self._original[self._stand_in[name]] = name
         return self._stand_in[name]
+
+    def elements(self, data: str) -> Dims:
+        """The elements that the library has noted as JSON; many values share one text."""
+        if data not in self._elements:
+            self._elements[data] = self.show(ir.Shape(json.loads(data)).dims)
+        return self._elements[data]
 
     def show(self, dims: Dims) -> Dims:
         """The dimensions with the axis names of the file back in place."""
@@ -304,7 +312,7 @@ def _harvest(value: ir.Value, names: _AxisNames, trusted: bool) -> Inferred:
     data = value.metadata_props.get(_elements_key())
     if data is None:
         return Inferred(value.dtype, shape)
-    return Inferred(value.dtype, shape, names.show(ir.Shape(json.loads(data)).dims))
+    return Inferred(value.dtype, shape, names.elements(data))
 
 
 def _fall_back_to_declared(shapes: Shapes, names: _AxisNames) -> None:

@@ -21,6 +21,7 @@ from graphopt.runtime.evaluate import InputsRefused, Session
 __all__ = ["Plan", "Prober", "Quality", "Trial"]
 
 Sizes = dict[str, int]
+_Key = tuple[tuple[tuple[str, int], ...], _values.Draw]
 
 #: Batch sizes to try, until one works.
 _BATCHES = (1, 2, 4, 8, 16, 3, 32)
@@ -84,6 +85,10 @@ class Plan:
         return list(itertools.islice(itertools.cycle(distinct), count))
 
 
+def _key(sizes: Sizes, how: _values.Draw) -> _Key:
+    return tuple(sorted(sizes.items())), how
+
+
 class Prober:
     """Tries samples on a model; each is run once."""
 
@@ -98,11 +103,20 @@ class Prober:
         self._session, self._specs, self._roles, self._baked = session, specs, roles, baked
         self._draw = _values.Draw(seed, 0)
         self._axes = axes_of(specs)
-        self._known: dict[tuple[tuple[tuple[str, int], ...], _values.Draw], Trial] = {}
+        self._known: dict[_Key, Trial] = {}
+        self._outputs: dict[_Key, Mapping[str, Any]] = {}
+        self._kept_bytes = 0
 
     def feed(self, trial: Trial) -> dict[str, np.ndarray]:
         """The arrays of a trial, by input name."""
         return _values.draw(self._specs, self._roles, trial.sizes, trial.how)
+
+    def outputs(self, trials: Sequence[Trial], feeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the model makes of the trials' feeds; those that the search has run are not run again."""
+        kept = [self._outputs.get(_key(trial.sizes, trial.how)) for trial in trials]
+        missing = [feed for feed, outputs in zip(feeds, kept, strict=True) if outputs is None]
+        made = iter(self._session.run_all(missing) if missing else [])
+        return [dict(next(made) if outputs is None else outputs) for outputs in kept]
 
     def labelled(self, sizes: Sizes) -> Sizes:
         """The sizes of all axes that are not static, those that follow from others included."""
@@ -120,7 +134,7 @@ class Prober:
         return trial
 
     def _run(self, sizes: Sizes, how: _values.Draw) -> Trial:
-        key = (tuple(sorted(sizes.items())), how)
+        key = _key(sizes, how)
         if key not in self._known:
             self._known[key] = self._judge(sizes, how)
         return self._known[key]
@@ -130,9 +144,17 @@ class Prober:
         if trial.reason:
             return trial
         try:
-            return replace(trial, quality=_quality(self._session.run(self.feed(trial))))
+            outputs = self._session.run(self.feed(trial))
         except InputsRefused as error:
             return replace(trial, reason=str(error))
+        self._keep(trial, outputs)
+        return replace(trial, quality=_quality(outputs))
+
+    def _keep(self, trial: Trial, outputs: Mapping[str, Any]) -> None:
+        size = sum(array.nbytes for value in outputs.values() for array in _arrays(value))
+        self._kept_bytes += size
+        if self._kept_bytes <= limits.SAMPLE_OUTPUTS:
+            self._outputs[_key(trial.sizes, trial.how)] = outputs
 
     def _impossible(self, sizes: Sizes) -> str:
         for spec in self._specs:
@@ -174,6 +196,8 @@ class Prober:
             results = self._session.run_all([self.feed(trial) for trial in trials])
         except InputsRefused:
             return []
+        for trial, result in zip(trials, results, strict=True):
+            self._keep(trial, result)
         judged = [replace(t, quality=_quality(r)) for t, r in zip(trials, results, strict=True)]
         return judged if all(trial.quality == Quality.GOOD for trial in judged) else []
 

@@ -32,9 +32,15 @@ class Structure:
     tensors: Mapping[str, ir.TensorProtocol]
 
     @classmethod
-    def of(cls, model: ir.Model) -> Structure:
-        """The structure of a model, which is left as it is."""
-        proto = io.structure_proto(model)
+    def of(cls, model: ir.Model, proto: onnx.ModelProto | None = None) -> Structure:
+        """The structure of a model, which is left as it is.
+
+        Args:
+            model: The model.
+            proto: What :func:`graphopt.io.structure_proto` makes of it now, if that is at hand; it is
+                taken over and changed.
+        """
+        proto = io.structure_proto(model) if proto is None else proto
         _drop_unused(proto.graph, model.graph)
         _inline_nested(proto.graph.node, model.graph)
         for function in proto.functions:

@@ -21,7 +21,7 @@ from graphopt.runtime import segments
 from graphopt.runtime._onnxruntime import InputsRefused, NoKernelError, OrtSession, Settings, first_line
 from graphopt.runtime._weights import Structure
 
-__all__ = ["Engine", "Evaluation", "InputsRefused", "Session", "run"]
+__all__ = ["Engine", "Evaluation", "InputsRefused", "Session", "Structure", "run"]
 
 Engine = Literal["onnxruntime", "reference"]
 Feed = Mapping[str, Any]
@@ -63,7 +63,7 @@ class Session:
     so that every run reads the weights anew.
 
     Args:
-        model: The model.
+        model: The model, or its structure, which is then shared and must not be changed.
         optimize: Whether onnxruntime's graph optimizations are on.
         threads: Threads inside an operator; None lets onnxruntime choose.
         segment_weights: Bytes of weights above which the model runs segment by segment.
@@ -74,13 +74,13 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model,
+        model: ir.Model | Structure,
         *,
         optimize: bool = False,
         threads: int | None = None,
         segment_weights: int = limits.SEGMENT_WEIGHTS,
     ) -> None:
-        self._structure = Structure.of(model)
+        self._structure = model if isinstance(model, Structure) else Structure.of(model)
         self._limit = segment_weights
         self.segmented = self._structure.weight_bytes() > segment_weights
         self._settings = Settings(optimize, threads, lean=self.segmented)
@@ -184,7 +184,7 @@ def _as_arrays(value: Any) -> Any:
 
 
 def run(
-    model: ir.Model,
+    model: ir.Model | Structure,
     feeds: Sequence[Mapping[str, np.ndarray]],
     *,
     optimize: bool = False,

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from graphopt.runtime._axes import baked_sizes, specs_of
 from graphopt.runtime._probing import Prober
 from graphopt.runtime._roles import role_of
-from graphopt.runtime.evaluate import Session
+from graphopt.runtime.evaluate import Evaluation, Session
 
 __all__ = ["Samples", "draw"]
 
@@ -43,6 +43,8 @@ class Samples:
     feeds: list[dict[str, np.ndarray]]
     axes: list[dict[str, int]]
     fixed_axes: dict[str, int] = field(default_factory=dict)
+    #: What the model made of the samples.
+    evaluation: Evaluation | None = None
 
 
 def draw(
@@ -66,5 +68,7 @@ def draw(
     with Session(model) as session:
         prober = Prober(session, specs, roles, baked_sizes(model), seed)
         trials, fixed = prober.find(count)
-    feeds = [prober.feed(trial) for trial in trials]
-    return Samples(feeds, [prober.labelled(trial.sizes) for trial in trials], fixed)
+        feeds = [prober.feed(trial) for trial in trials]
+        evaluation = Evaluation(prober.outputs(trials, feeds), session.engine, session.reason)
+    axes = [prober.labelled(trial.sizes) for trial in trials]
+    return Samples(feeds, axes, fixed, evaluation)

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.options import nearest, option
 from graphopt.registry import Pass, PassResult, register
-from graphopt.rewrite import Rule, apply_rules
+from graphopt.rewrite import Rule, apply_rules, rules_of
 
 __all__ = ["Fuse", "fusion_rules"]
 
 
-@functools.cache
 def fusion_rules() -> dict[str, type[Rule[Any]]]:
-    """Every rule that a module of this package defines, by name. A rule is a class with its own name."""
-    package = __name__.rpartition(".")[0]
-    found: dict[str, type[Rule[Any]]] = {}
-    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module = importlib.import_module(f"{package}.{module_info.name}")
-        for cls in vars(module).values():
-            if not _is_rule_of(cls, module.__name__):
-                continue
-            if cls.name in found:
-                raise ValueError(f"two fusion rules are named '{cls.name}'")
-            found[cls.name] = cls
-    return found
-
-
-def _is_rule_of(cls: object, module: str) -> bool:
-    return inspect.isclass(cls) and issubclass(cls, Rule) and cls.__module__ == module and "name" in vars(cls)
+    """Every rule that a module of this package defines, by name."""
+    return rules_of(__name__.rpartition(".")[0])
 
 
 @register
@@ -52,6 +33,19 @@ class Fuse(Pass):
     - ``matmul-add``: MatMul of matrices and Add of a row become Gemm
     - ``pad-conv``, ``pad-average-pool``: a Pad of zeros becomes the padding of what follows
     - ``gelu``: the erf or tanh formula becomes Gelu (opset 20)
+    - ``layer-normalization`` (opset 17), ``rms-normalization`` (23), ``instance-normalization``: the formula
+      over the last axes, or over the spatial ones, becomes the operator
+    - ``normalization-mul``, ``normalization-add``: LayerNormalization or RMSNormalization, then a constant;
+      ``normalization-casts``: either between Casts from float16 and back
+    - ``group-normalization``: InstanceNormalization between Reshapes becomes GroupNormalization (opset 21);
+      onnxruntime has no kernel for it and takes it apart again, which is slower
+    - ``hard-sigmoid``, ``hard-swish`` (opset 14), ``mish`` (18), ``softplus``, ``softsign``, ``leaky-relu``:
+      the formula becomes the operator
+    - ``softmax``, ``log-softmax``: the formula with the maximum taken off becomes the operator (opset 13)
+    - ``swish``: x * Sigmoid(alpha * x) becomes Swish (opset 24); onnxruntime has no kernel for it and fuses
+      the two operators better
+    - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
+      between split and merged heads takes them as they lie in memory
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a
     graph input, computed), is shared and large, or would overflow, and where shapes are not known to fit;

@@ -1,0 +1,64 @@
+"""Edits that a rewrite makes besides its new nodes: constants come, what nothing uses any more goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from graphopt.graph import subgraphs_of
+
+__all__ = ["add_constant_node", "is_gone", "remove_unused", "unname_twins"]
+
+
+def add_constant_node(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
+    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
+    graph.insert_before(graph[0], node)
+    return value
+
+
+def is_gone(value: ir.Value) -> bool:
+    node = value.producer()
+    return node.graph is None if node is not None else not value.is_initializer()
+
+
+def remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
+    """Remove those nodes that nothing uses, then what only they used; the values that lost a use."""
+    pending = list(nodes)
+    released: dict[ir.Value, None] = {}
+    while pending:
+        node = pending.pop()
+        if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+            continue
+        if next(subgraphs_of(node), None) is not None:
+            continue  # its body uses outer values; dead-code elimination knows how to take it out
+        inputs = [value for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+        for value in inputs:
+            made_by = value.producer()
+            released[value] = None
+            if made_by is not None:
+                pending.append(made_by)
+            elif value.is_initializer() and not value.uses():
+                _remove_initializer(value)
+    return list(released)
+
+
+def unname_twins(nodes: Iterable[ir.Node]) -> None:
+    """Leave a node name to the first that has it: onnxruntime refuses a graph with two nodes of one name."""
+    named: set[str] = set()
+    for node in dict.fromkeys(nodes):
+        if node.graph is None or not node.name:
+            continue
+        if node.name in named:
+            node.name = None
+        else:
+            named.add(node.name)
+
+
+def _remove_initializer(value: ir.Value) -> None:
+    graph, name = value.graph, value.name
+    if graph is not None and name is not None and not (value.is_graph_input() or value.is_graph_output()):
+        graph.initializers.pop(name)

@@ -1,0 +1,52 @@
+"""What patterns ask of single nodes and values."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt.graph import constant_of, describe, is_default_domain
+
+__all__ = ["input_at", "is_exclusive", "is_op", "producer", "why_not_constant"]
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these standard operators, with all of its attributes known.
+
+    Inside a model-local function an attribute may refer to the caller's; nothing can be said of such a node.
+    """
+    return (
+        node is not None
+        and node.op_type in op_types
+        and is_default_domain(node)
+        and not any(a.is_ref() for a in node.attributes.values())
+    )
+
+
+def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
+    """The node of one of these op types that makes ``value`` in the same graph as ``user``.
+
+    A producer in an outer graph is none: fusing it would move its work into a branch or a loop.
+    """
+    node = None if value is None else value.producer()
+    return node if node is not None and node.graph is user.graph and is_op(node, *op_types) else None
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The input at ``index``; None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def is_exclusive(value: ir.Value) -> bool:
+    """Whether the value has exactly one use and is no graph output."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def why_not_constant(value: ir.Value, role: str) -> str | None:
+    """Why no rewrite may read ``value``, which is ``role`` ("the weight"); None where it is constant."""
+    if constant_of(value) is not None:
+        return None
+    if value.is_graph_input():
+        return f"{role} '{value.name}' is a graph input"
+    node = value.producer()
+    made = f"computed by {describe(node)}" if node is not None else "not known here"
+    return f"{role} '{value.name}' is {made}"

@@ -1,0 +1,1 @@
+"""Passes that take control flow and function calls apart where their outcome is known."""
