@@ -287,6 +287,16 @@ class Context:
         self._added.extend(users)
         self._replaced.append(old)
 
+    def leave_out(self, node: ir.Node, index: int) -> None:
+        """Take an optional input from a node that stays, with what only made it."""
+        value = node.inputs[index]
+        node.replace_input_with(index, None)
+        while node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
+        made_by = None if value is None else value.producer()
+        self._added.append(node)
+        self._replaced.extend([made_by] if made_by is not None else [])
+
     def finish(self) -> list[ir.Node]:
         """Remove what the rewrite left unused, hand names on; the nodes that deserve another visit."""
         again = dict.fromkeys(self._added)

@@ -46,6 +46,7 @@ class Fuse(Pass):
       the two operators better
     - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
       between split and merged heads takes them as they lie in memory
+    - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a
     graph input, computed), is shared and large, or would overflow, and where shapes are not known to fit;
