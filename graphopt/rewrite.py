@@ -357,6 +357,9 @@ class _Driver:
                 raise DefectError(
                     f"rule '{rule.name}' finds no end at {describe(node)}; please report this model"
                 )
+        if self.report.applied:
+            for scope in scopes(self.context.model):  # a node may be named like one that stays
+                unname_twins(scope.graph)
         self.report.refusals = [
             Refusal(rule, describe(node), reason)
             for (rule, node), reason in self.refused.items()

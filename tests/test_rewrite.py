@@ -373,3 +373,31 @@ def test_no_two_nodes_that_a_rewrite_adds_have_one_name(parse, ops, run):
     assert [node.name for node in model.graph] == ["abs", None]
     (y,) = run(model, {"x": np.array([-1, 2], np.float32)})  # onnxruntime refuses twins
     np.testing.assert_array_equal(y, [1, 2])
+
+
+class LikeProducer(Rule):
+    """Abs(Relu(x)) -> Identity(Relu(x)), named like the Relu, which stays."""
+
+    name = "like-producer"
+    roots = ("Abs",)
+
+    def match(self, node):
+        return node
+
+    def check(self, match, context):
+        return None
+
+    def rewrite(self, match, context):
+        relu = match.inputs[0].producer()
+        context.replace(match.outputs[0], "Identity", [match.inputs[0]], like=relu)
+
+
+def test_names_taken_from_a_node_that_stays_are_given_up(parse, run):
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y, float[2] z) { [relu] a = Relu(x) [one] y = Abs(a) [two] z = Abs(a) }"""
+    )
+    assert apply_rules(model, [LikeProducer()]).applied["like-producer"] == 2
+    assert [node.name for node in model.graph] == ["relu", None, None]
+    for output in run(model, {"x": np.array([-1, 2], np.float32)}):
+        np.testing.assert_array_equal(output, [0, 2])
