@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -24,9 +25,16 @@ def is_gone(value: ir.Value) -> bool:
     return node.graph is None if node is not None else not value.is_initializer()
 
 
-def remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
-    """Remove those nodes that nothing uses, then what only they used; the values that lost a use."""
-    pending = list(nodes)
+class Removed(NamedTuple):
+    """What :func:`remove_unused` did: how many nodes went, and the values that lost a use."""
+
+    nodes: int
+    released: list[ir.Value]
+
+
+def remove_unused(nodes: Iterable[ir.Node]) -> Removed:
+    """Remove those nodes that nothing uses, then the nodes and initializers that only they used."""
+    pending, count = list(nodes), 0
     released: dict[ir.Value, None] = {}
     while pending:
         node = pending.pop()
@@ -36,6 +44,7 @@ def remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
             continue  # its body uses outer values; dead-code elimination knows how to take it out
         inputs = [value for value in node.inputs if value is not None]
         node.graph.remove(node, safe=True)
+        count += 1
         for value in inputs:
             made_by = value.producer()
             released[value] = None
@@ -43,7 +52,7 @@ def remove_unused(nodes: list[ir.Node]) -> list[ir.Value]:
                 pending.append(made_by)
             elif value.is_initializer() and not value.uses():
                 _remove_initializer(value)
-    return list(released)
+    return Removed(count, list(released))
 
 
 def unname_twins(nodes: Iterable[ir.Node]) -> None:

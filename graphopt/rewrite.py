@@ -53,6 +53,7 @@ __all__ = [
     "is_exclusive",
     "is_op",
     "producer",
+    "remove_unused",
     "rules_of",
     "why_not_constant",
 ]
@@ -302,7 +303,7 @@ class Context:
         again = dict.fromkeys(self._added)
         for node in self._added:
             again.update(dict.fromkeys((*node.predecessors(), *node.successors())))
-        for value in remove_unused(self._replaced):
+        for value in remove_unused(self._replaced).released:
             made_by, users = value.producer(), value.consumers()
             again.update(dict.fromkeys([made_by] if made_by is not None else []))
             again.update(dict.fromkeys(users if len(users) == 1 else ()))

@@ -1,4 +1,4 @@
-"""Taking out what a rewrite left unused, as far back as it goes."""
+"""What would go with a node if nothing used it any more."""
 
 from __future__ import annotations
 
@@ -7,43 +7,11 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from graphopt.graph import subgraphs_of
-from graphopt.passes.cleanup._common import is_used
 
-__all__ = ["exclusive_nodes", "remove_unused"]
+__all__ = ["exclusive_nodes"]
 
 #: How far back exclusive nodes are sought; chains that compute shapes are shorter.
 _LONGEST_CHAIN = 256
-
-
-def remove_unused(nodes: Iterable[ir.Node]) -> int:
-    """Remove those nodes that nothing uses, then the nodes and initializers that only they used.
-
-    A node with subgraphs stays: its body uses outer values, which dead-code elimination knows to release.
-    """
-    pending, count = list(nodes), 0
-    while pending:
-        node = pending.pop()
-        if (
-            node.graph is None
-            or any(map(is_used, node.outputs))
-            or next(subgraphs_of(node), None) is not None
-        ):
-            continue
-        inputs = [value for value in node.inputs if value is not None]
-        node.graph.remove(node, safe=True)
-        count += 1
-        for value in inputs:
-            made_by = value.producer()
-            if made_by is not None:
-                pending.append(made_by)
-            elif value.is_initializer() and not (is_used(value) or value.is_graph_input()):
-                _remove_initializer(value)
-    return count
-
-
-def _remove_initializer(value: ir.Value) -> None:
-    if value.graph is not None and value.name is not None:
-        value.graph.initializers.pop(value.name, None)
 
 
 def exclusive_nodes(node: ir.Node, kept: Iterable[ir.Value]) -> int:

@@ -26,9 +26,9 @@ from graphopt.passes.cleanup._shape_targets import (
     reshape_target,
     same_dims,
 )
-from graphopt.passes.cleanup._unused import exclusive_nodes, remove_unused
+from graphopt.passes.cleanup._unused import exclusive_nodes
 from graphopt.registry import Pass, PassResult, Refusal, register
-from graphopt.rewrite import is_op
+from graphopt.rewrite import is_op, remove_unused
 
 __all__ = ["SimplifyShapes"]
 
@@ -91,7 +91,7 @@ class _Work:
     def simplify(self, graph: ir.Graph) -> None:
         """All steps on one graph."""
         unused = [node for node in graph if not any(map(is_used, node.outputs))]
-        self.done["unused node"] += remove_unused(unused)
+        self.done["unused node"] += remove_unused(unused).nodes
         for node in list(graph):
             if node.graph is not None and is_op(node, "Reshape", "Expand") and len(node.inputs) == 2:
                 self.settle(node, graph)
