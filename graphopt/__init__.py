@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from graphopt._deferred import defer_sympy
+
 if TYPE_CHECKING:
     from graphopt.api import Inspection, RunResult, convert, inspect, load, optimize, run, save, verify
     from graphopt.errors import GraphoptError
@@ -32,6 +34,8 @@ __all__ = [
     "save",
     "verify",
 ]
+
+defer_sympy()
 
 _HOMES = {"GraphoptError": "errors", "Pass": "registry", "PassResult": "registry", "register": "registry"}
 

@@ -1,86 +1,68 @@
 """Symbolic shape inference on the IR, without serialization and without trusting what a file claims.
 
-The work is done by the library ``onnx-shape-inference``; this module decides what it may believe. Shapes
-that a file declares for intermediate values and outputs are claims that nothing enforces (a stale
-``value_info`` after somebody made the batch dynamic is common), so they are hidden from the inference. It
+Shapes that a file declares for intermediate values and outputs are claims that nothing enforces (a stale
+``value_info`` after somebody made the batch dynamic is common), so they are not looked at. The inference
 starts from what a runtime does enforce: the declared graph inputs and the tensors themselves. Initializers
 that a caller may override count as inputs, and a value that comes out of a Loop has no known shape, since
 the carried values of a Loop may change shape from one iteration to the next.
+
+What was found is remembered for as long as the model lives, node by node: the next call looks only at nodes
+that are new, or whose inputs or attributes are no longer what they were. Nobody has to tell it of a rewrite.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
-from graphopt.analyses import shape_rules
-from graphopt.analyses.shape_dims import PLACEHOLDER, is_placeholder
-from graphopt.analyses.shape_values import LARGE_CONSTANT
-from graphopt.graph import constant_of, is_default_domain, scopes
+from graphopt.analyses.dims import Names, fresh, same_dims
+from graphopt.analyses.shape_inference import RULES, Inferred, Op, Unknown
+from graphopt.analyses.shape_inference._known import of_constant
+from graphopt.analyses.shape_inference._values import FOLLOWED, propagate
+from graphopt.graph import constant_of, describe, subgraphs_of
 
 __all__ = ["Inferred", "Shapes", "infer"]
 
-Dims = tuple[int | ir.SymbolicDim, ...]
-
 #: A function's body is inferred anew for every call; above this, it takes too long.
 _CALLED_NODES = 20_000
-_NO_METADATA: dict[str, str] = {}
-#: What may stand as the name of an axis; anything else would be parsed as an expression.
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
-
-
-@dataclass(frozen=True, slots=True)
-class Inferred:
-    """What is known of one value.
-
-    Attributes:
-        dtype: Element type; None where unknown or where the value is no tensor.
-        shape: Shape; None where not even the rank is known.
-        elements: The numbers inside a small integer tensor, such as the target of a Reshape, in order:
-            integers, expressions of axes, or a nameless axis where one is not known. None where nothing is
-            known.
-        constant: The value itself where it follows from constants and fixed shapes alone and is small; None
-            for initializers and outputs of Constant nodes, which hold their own.
-    """
-
-    dtype: ir.DataType | None = None
-    shape: ir.Shape | None = None
-    elements: Dims | None = None
-    constant: np.ndarray | None = None
-
-    @property
-    def static(self) -> tuple[int, ...] | None:
-        """The shape where all of its dimensions are integers."""
-        if self.shape is None or not self.shape.is_static():
-            return None
-        return tuple(self.shape.numpy())
+_NOTHING = Inferred()
+#: What a malformed node makes a rule raise: nothing is known of its outputs then.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
 class Shapes(dict[ir.Value, Inferred]):
     """What :func:`infer` found, for every value of every scope.
 
     Attributes:
-        problem: Why the inference stopped early, empty where it did not. What lies behind the node that
-            stopped it has no shape, or the declared one where that was asked for.
+        problem: The first node that could not be made sense of, empty where there is none. Nothing is known
+            of its outputs, except the declared shape where that was asked for.
     """
 
     problem: str = ""
 
     @property
     def complete(self) -> bool:
-        """Whether the inference visited every node."""
+        """Whether every node could be made sense of."""
         return not self.problem
 
     def __missing__(self, value: ir.Value) -> Inferred:
-        return Inferred()
+        tensor = constant_of(value)
+        return _NOTHING if tensor is None else of_constant(tensor)
+
+
+@dataclass
+class _Memory:
+    """What earlier calls found for one model and one binding of its axes."""
+
+    nodes: dict[ir.Node, tuple[object, Sequence[Inferred]]] = field(default_factory=dict)
+    constants: dict[ir.Value, tuple[ir.TensorProtocol, Inferred]] = field(default_factory=dict)
+    inputs: dict[ir.Value, tuple[object, Inferred]] = field(default_factory=dict)
+
+
+_memories: weakref.WeakKeyDictionary[ir.Model, dict[object, _Memory]] = weakref.WeakKeyDictionary()
 
 
 def infer(
@@ -90,7 +72,7 @@ def infer(
     unnamed: int | None = None,
     declared: bool = False,
 ) -> Shapes:
-    """Infer dtype and shape of every value; the model is left exactly as it was.
+    """Infer dtype and shape of every value; the model is only read.
 
     Args:
         model: The model. Values of model-local functions have no shapes, since these differ by call.
@@ -100,156 +82,46 @@ def infer(
         declared: Whether a value whose shape cannot be inferred may take the one that the file declares for
             it. Good enough for reports, never for a rewrite.
     """
-    values = _all_values(model)
-    saved = [_State(v) for v in values]
+    axes = axes or {}
+    key = (frozenset(axes.items()), unnamed)
+    memory = _memories.setdefault(model, {}).setdefault(key, _Memory())
+    names = Names(_declared_axes(model), axes, unnamed)
     shapes = Shapes()
-    names = _AxisNames(dict(axes or {}), unnamed)
-    try:
-        _hide_claims(model, values, names)
-        shapes.problem = _run(model)
-        untrusted = _loop_dependents(model)
-        for value in values:
-            shapes[value] = _harvest(value, names, value not in untrusted)
-    finally:
-        for state in saved:
-            state.restore()
+    problem = _refused(model)
+    for value in model.graph.inputs:
+        shapes[value] = _input(value, names, memory)
+    if not problem:
+        run = _Run(model, shapes, memory)
+        run.graph(model.graph)
+        _memories[model][key] = _Memory(run.kept, run.constants, memory.inputs)
+    shapes.problem = problem or shapes.problem
     if declared:
-        _fall_back_to_declared(shapes, names)
+        _fall_back_to_declared(model, shapes, names)
     return shapes
 
 
-class _State:
-    """Everything of a value that the library writes to."""
-
-    __slots__ = ("const_value", "metadata", "shape", "type", "value")
-
-    def __init__(self, value: ir.Value) -> None:
-        self.value = value
-        self.type, self.shape, self.const_value = value.type, value.shape, value.const_value
-        self.metadata = dict(value.metadata_props) or _NO_METADATA
-
-    def restore(self) -> None:
-        value = self.value
-        value.type, value.shape, value.const_value = self.type, self.shape, self.const_value
-        if value.metadata_props != self.metadata:
-            value.metadata_props.clear()
-            value.metadata_props.update(self.metadata)
+def _declared_axes(model: ir.Model) -> set[str]:
+    shapes = [v.shape for v in model.graph.inputs if v.shape is not None]
+    return {d.value for s in shapes for d in s if isinstance(d, ir.SymbolicDim) and d.value is not None}
 
 
-class _AxisNames:
-    """Binds axes to sizes, and stands plain names in for axis names that would be read as expressions."""
-
-    def __init__(self, axes: dict[str, int], unnamed: int | None) -> None:
-        self._axes = axes
-        self._unnamed = unnamed
-        self._stand_in: dict[str, str] = {}
-        self._original: dict[str, str] = {}
-        self._elements: dict[str, Dims] = {}
-
-    def hide(self, shape: ir.Shape) -> ir.Shape:
-        """A new shape for the library, its named axes bound or plainly named."""
-        return ir.Shape([self._hidden(d) for d in shape.dims])
-
-    def _hidden(self, dim: int | ir.SymbolicDim) -> int | str | None:
-        if isinstance(dim, int):
-            return dim if dim >= 0 else self._bind(None)  # some files write -1 for an open axis
-        return self._bind(dim.value)
-
-    def _bind(self, name: str | None) -> int | str | None:
-        if name is not None and name in self._axes:
-            return self._axes[name]
-        if self._unnamed is not None:
-            return self._unnamed
-        if name is None or (_PLAIN_NAME.fullmatch(name) and PLACEHOLDER not in name):
-            return name
-        if name not in self._stand_in:
-            self._stand_in[name] = f"axis_{len(self._stand_in)}__"
-            self._original[self._stand_in[name]] = name
-        return self._stand_in[name]
-
-    def elements(self, data: str) -> Dims:
-        """The elements that the library has noted as JSON; many values share one text."""
-        if data not in self._elements:
-            self._elements[data] = self.show(ir.Shape(json.loads(data)).dims)
-        return self._elements[data]
-
-    def show(self, dims: Dims) -> Dims:
-        """The dimensions with the axis names of the file back in place."""
-        return tuple([d if isinstance(d, int) else self._shown(d) for d in dims])
-
-    def _shown(self, dim: ir.SymbolicDim) -> ir.SymbolicDim:
-        if is_placeholder(dim):
-            return ir.SymbolicDim(None)
-        return ir.SymbolicDim(self._original[dim.value]) if dim.value in self._original else dim
+def _input(value: ir.Value, names: Names, memory: _Memory) -> Inferred:
+    """A graph input; the same one as before, so that its nameless axes stay the same."""
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return _NOTHING
+    seen = (value.dtype, None if value.shape is None else value.shape.dims)
+    if value not in memory.inputs or memory.inputs[value][0] != seen:
+        shape = None if value.shape is None else names.read(value.shape)
+        memory.inputs[value] = seen, Inferred(value.dtype, shape)
+    return memory.inputs[value][1]
 
 
-def _all_values(model: ir.Model) -> list[ir.Value]:
-    found: dict[ir.Value, None] = {}
-    for graph, _ in scopes(model):
-        found.update(dict.fromkeys(graph.inputs))
-        found.update(dict.fromkeys(graph.initializers.values()))
-        for node in graph:
-            found.update(dict.fromkeys(node.outputs))
-    return list(found)
-
-
-def _hide_claims(model: ir.Model, values: list[ir.Value], names: _AxisNames) -> None:
-    inputs = set(model.graph.inputs)
-    for value in values:
-        tensor = value.const_value if value.is_initializer() else None
-        value.metadata_props.pop(_elements_key(), None)
-        if tensor is not None and not value.is_graph_input():
-            value.shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = tensor if tensor.size <= LARGE_CONSTANT else None
-            continue
-        value.const_value = _held_by_constant(value)
-        keep = value in inputs and value.shape is not None
-        value.shape = names.hide(value.shape) if keep and value.shape is not None else None
-
-
-def _held_by_constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor inside a Constant node; reading it once here is what makes the inference fast."""
-    node = value.producer()
-    if node is None or node.op_type != "Constant" or not is_default_domain(node):
-        return None
-    attribute = node.attributes.get("value")
-    return constant_of(value) if attribute is None else attribute.value
-
-
-def _elements_key() -> str:
-    from onnx_shape_inference import SYM_DATA_KEY
-
-    return str(SYM_DATA_KEY)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    logger = logging.getLogger("onnx_shape_inference")
-    disabled, logger.disabled = logger.disabled, True
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
-        logger.setLevel(level)
-
-
-def _run(model: ir.Model) -> str:
-    """Run the library over the model; why it stopped, or an empty string."""
-    from onnx_shape_inference import infer_symbolic_shapes
-
+def _refused(model: ir.Model) -> str:
+    """Why the model is not looked into at all."""
     if any(domain in ("", "ai.onnx") for domain, _, _ in model.functions):
         return "a function of the model takes the place of a standard operator"
     if model.functions and _called_nodes(model) > _CALLED_NODES:
         return f"the functions of the model stand for more than {_CALLED_NODES} nodes"
-    with _silence(), shape_rules.active(model):
-        try:
-            infer_symbolic_shapes(model, policy="skip", warn_on_missing=False, adopt_declared_symbols=False)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            return " ".join(str(error).split())[:300] or type(error).__name__
     return ""
 
 
@@ -270,52 +142,209 @@ def _called_nodes(model: ir.Model) -> int:
     return sum(called(n) for n in model.graph.all_nodes())
 
 
-def _loop_dependents(model: ir.Model) -> set[ir.Value]:
-    """The carried values inside Loop bodies, the outputs of Loops, and all that is computed from them."""
-    found: set[ir.Value] = set()
-    for graph in (model.graph, *(f.graph for f in model.functions.values())):
-        _taint(graph, found)
-    return found
+class _Run:
+    """One walk over one scope and the scopes inside it."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        shapes: Shapes,
+        memory: _Memory,
+        opset: int | None = None,
+        bound: Mapping[str, ir.Attr] | None = None,
+    ) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.memory = memory
+        self.kept: dict[ir.Node, tuple[object, Sequence[Inferred]]] = {}
+        self.constants: dict[ir.Value, tuple[ir.TensorProtocol, Inferred]] = {}
+        self.opset = model.opset_imports.get("", 1) if opset is None else opset
+        self.bound = bound
+        self.functions = model.functions
+
+    def graph(self, graph: ir.Graph) -> None:
+        """All nodes of a graph, in order."""
+        shapes, remembered, kept = self.shapes, self.memory.nodes, self.kept
+        for node in graph:
+            inputs = tuple([None if v is None else shapes.get(v) or self.leaf(v) for v in node.inputs])
+            key = (node.op_type, inputs, tuple(node.attributes.values()), len(node.outputs))
+            found = remembered.get(node)
+            if found is not None and found[0] == key:
+                kept[node] = found
+                outputs = found[1]
+            else:
+                outputs = self.outputs(node, inputs)
+                if not self.is_entered(node):
+                    kept[node] = key, outputs
+            for value, known in zip(node.outputs, outputs, strict=True):
+                shapes[value] = known
+
+    def is_entered(self, node: ir.Node) -> bool:
+        """Whether the outputs of the node follow from nodes of another graph, which change on their own."""
+        if node.op_type in _CONTROL_FLOW:
+            return True
+        return bool(self.functions) and (node.domain, node.op_type, node.overload) in self.functions
+
+    def leaf(self, value: ir.Value) -> Inferred:
+        """A value that no node before has made: a constant, or one that a malformed model reads too early."""
+        tensor = constant_of(value)
+        if tensor is None:
+            return self.shapes.setdefault(value, _NOTHING if value.producer() else Inferred(value.dtype))
+        found = self.memory.constants.get(value)
+        if found is None or found[0] is not tensor:
+            found = tensor, of_constant(tensor)
+        self.constants[value] = found
+        self.shapes[value] = found[1]
+        return found[1]
+
+    def outputs(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
+        """What is known of the outputs of one node."""
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            tensor = constant_of(node.outputs[0])
+            if tensor is not None:
+                return [of_constant(tensor)]
+        try:
+            found = self.told(node, inputs)
+        except Unknown:
+            found = []
+        except _MALFORMED as error:
+            found = []
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self.shapes.problem = self.shapes.problem or f"{describe(node)}: {reason}"
+        return [_typed(v, found[i] if i < len(found) else _NOTHING) for i, v in enumerate(node.outputs)]
+
+    def told(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        function = self.functions.get((node.domain, node.op_type, node.overload)) if self.functions else None
+        if function is not None:
+            return self.call(function, node, inputs)
+        if not domain and node.op_type in _CONTROL_FLOW:
+            return _CONTROL_FLOW[node.op_type](self, node, inputs)
+        rule = RULES.get((domain, node.op_type))
+        if rule is None:
+            return []
+        op = Op(node, inputs, self.opset, self.bound)
+        made = rule(op)
+        outputs = [made] if isinstance(made, Inferred) else made
+        if node.op_type in FOLLOWED and not domain:
+            return propagate(op, outputs)
+        return outputs
+
+    # Functions and control flow.
+
+    def call(
+        self, function: ir.Function, node: ir.Node, inputs: Sequence[Inferred | None]
+    ) -> Sequence[Inferred]:
+        """The outputs of a function for these inputs; its values are not part of the result."""
+        shapes = Shapes()
+        for i, value in enumerate(function.inputs):
+            shapes[value] = (inputs[i] if i < len(inputs) else None) or _NOTHING
+        bound = {**function.attributes, **node.attributes}
+        opset = function.opset_imports.get("", self.opset)
+        run = _Run(self.model, shapes, _Memory(), opset, bound)
+        run.graph(function.graph)
+        self.shapes.problem = self.shapes.problem or shapes.problem
+        return [shapes[v] for v in function.outputs]
+
+    def body(self, graph: ir.Graph, inputs: Sequence[Inferred]) -> list[Inferred]:
+        """The outputs of a subgraph for these inputs."""
+        for i, value in enumerate(graph.inputs):
+            self.shapes[value] = inputs[i] if i < len(inputs) else _NOTHING
+        self.graph(graph)
+        return [self.shapes[v] for v in graph.outputs]
+
+    def branches(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
+        """If: what both branches agree on."""
+        results = [self.body(graph, ()) for graph in subgraphs_of(node)]
+        return [_common(*pair) for pair in zip(*results, strict=True)] if len(results) == 2 else []
+
+    def loop(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
+        """Loop: of what it carries, only the type is sure."""
+        (graph,) = subgraphs_of(node)
+        carried = [Inferred(k.dtype if k is not None else None) for k in inputs[2:]]
+        control = [_control(value, graph.inputs[i]) for i, value in enumerate(_CONTROL)]
+        results = self.body(graph, [*control, *carried])
+        return [Inferred(k.dtype) for k in results[1:]]
+
+    def scan(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
+        """Scan: states keep their shape; scanned inputs lose an axis, scanned outputs gain one."""
+        (graph,) = subgraphs_of(node)
+        op = Op(node, inputs, self.opset, self.bound)
+        count = op.integer("num_scan_inputs", 0)
+        states = [op[i] for i in range(len(inputs) - count)]
+        if self.opset < 9:  # with a batch axis
+            self.body(
+                graph,
+                [Inferred(k.dtype) for k in (*states, *(op[i] for i in range(len(states), len(inputs))))],
+            )
+            return []
+        length, slices = _scanned(op, len(states), count)
+        results = self.body(graph, [*(Inferred(k.dtype, k.dims) for k in states), *slices])
+        made = results[len(states) :]
+        axes = op.integers("scan_output_axes") or (0,) * len(made)
+        stacked = [_stacked(k, axis, length) for k, axis in zip(made, axes, strict=True)]
+        return [*(Inferred(k.dtype, k.dims) for k in states), *stacked]
 
 
-def _taint(graph: ir.Graph, found: set[ir.Value]) -> None:
-    for node in graph:
-        subgraphs = [a.as_graph() for a in node.attributes.values() if _holds_graph(a)]
-        for subgraph in subgraphs:
-            if node.op_type == "Loop":
-                found.update(subgraph.inputs[2:])
-            elif any(v in found for v in node.inputs if v is not None):
-                found.update(subgraph.inputs)
-            _taint(subgraph, found)
-        if (
-            node.op_type == "Loop"
-            or any(v in found for v in node.inputs if v is not None)
-            or any(v in found for subgraph in subgraphs for v in subgraph.outputs)
-        ):
-            found.update(node.outputs)
+_CONTROL_FLOW = {"If": _Run.branches, "Loop": _Run.loop, "Scan": _Run.scan}
+_CONTROL = (ir.DataType.INT64, ir.DataType.BOOL)
 
 
-def _holds_graph(attribute: ir.Attr) -> bool:
-    return not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPH
+def _control(dtype: ir.DataType, value: ir.Value) -> Inferred:
+    """The number of the iteration, or the condition: of rank 0 or 1, as the body declares it."""
+    rank = None if value.shape is None else len(value.shape)
+    return Inferred(dtype, None if rank is None or rank > 1 else (1,) * rank)
 
 
-def _harvest(value: ir.Value, names: _AxisNames, trusted: bool) -> Inferred:
-    if value.type is not None and not isinstance(value.type, ir.TensorType):
-        return Inferred()
-    if not trusted:
-        return Inferred(value.dtype)
-    shape = None if value.shape is None else ir.Shape(names.show(value.shape.dims), frozen=True)
-    if value.const_value is not None and _held_by_constant(value) is None and not value.is_initializer():
-        array = value.const_value.numpy()
-        whole = tuple(int(n) for n in array.reshape(-1)) if array.dtype.kind in "iu" else None
-        return Inferred(value.dtype, shape, whole, array)
-    data = value.metadata_props.get(_elements_key())
-    if data is None:
-        return Inferred(value.dtype, shape)
-    return Inferred(value.dtype, shape, names.elements(data))
+def _scanned(op: Op, first: int, count: int) -> tuple[object, list[Inferred]]:
+    axes = op.integers("scan_input_axes") or (0,) * count
+    length: object = None
+    slices = []
+    for index, axis in zip(range(first, first + count), axes, strict=True):
+        dims = op[index].dims
+        if dims is None:
+            slices.append(Inferred(op[index].dtype))
+            continue
+        place = axis % len(dims)
+        length = dims[place] if length is None or isinstance(dims[place], int) else length
+        slices.append(Inferred(op[index].dtype, (*dims[:place], *dims[place + 1 :])))
+    return length, slices
 
 
-def _fall_back_to_declared(shapes: Shapes, names: _AxisNames) -> None:
-    for value, known in shapes.items():
-        if known.shape is None and value.shape is not None:
-            shapes[value] = Inferred(known.dtype, names.hide(value.shape))
+def _stacked(known: Inferred, axis: int, length: object) -> Inferred:
+    if known.dims is None:
+        return Inferred(known.dtype)
+    dims: list[object] = list(known.dims)
+    dims.insert(axis % (len(dims) + 1), fresh() if length is None else length)
+    return Inferred(known.dtype, dims)  # type: ignore[arg-type]
+
+
+def _common(left: Inferred, right: Inferred) -> Inferred:
+    dtype = left.dtype if left.dtype == right.dtype else None
+    if left.dims is None or right.dims is None or len(left.dims) != len(right.dims):
+        return Inferred(dtype)
+    if left == right:
+        return left
+    pairs = zip(left.dims, right.dims, strict=True)
+    return Inferred(dtype, [a if same_dims((a,), (b,)) else fresh() for a, b in pairs])
+
+
+def _typed(value: ir.Value, known: Inferred) -> Inferred:
+    """What is known, with the declared element type where none was inferred: runtimes enforce that one."""
+    if known.dtype is not None or value.type is None:
+        return known
+    if not isinstance(value.type, ir.TensorType):
+        return _NOTHING
+    return Inferred(value.dtype, known.dims, known.elements, known.constant)
+
+
+def _fall_back_to_declared(model: ir.Model, shapes: Shapes, names: Names) -> None:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *(o for node in graph for o in node.outputs)):
+            known = shapes[value]
+            if (
+                known.dims is None
+                and value.shape is not None
+                and isinstance(value.type, ir.TensorType | None)
+            ):
+                shapes[value] = Inferred(known.dtype, names.read(value.shape))

@@ -16,7 +16,7 @@ __all__ = ["InferShapes"]
 Dim = int | ir.SymbolicDim
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
-_FUNCTIONS = frozenset({"Max", "Min", "Mod", "floor", "sqrt"})
+_FUNCTIONS = frozenset({"Max", "Min", "floor"})
 
 
 @register
@@ -35,7 +35,7 @@ class InferShapes(Pass):
     """
 
     name = "infer-shapes"
-    source = "onnx-shape-inference, https://github.com/justinchuby/onnx-shape-inference"
+    source = "graphopt.analyses.shapes"
 
     def call(self, model: ir.Model) -> PassResult:
         """Write what is inferred into the value infos of the main graph and its subgraphs."""

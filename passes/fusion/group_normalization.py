@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analyses.shape_dims import same
+from graphopt.analyses.dims import same
 from graphopt.graph import array_of, describe
 from graphopt.passes.fusion._formula import float_types, ints, only_user, other_input, why_shared
 from graphopt.passes.fusion.instance_normalization import one_per_channel

@@ -107,7 +107,7 @@ def _moved(mover: ir.Node, values: list[ir.Value | None], before: ir.Node, conte
     """The output of a mover that works on integers."""
     source, output = values[0], mover.outputs[0]
     assert source is not None
-    known = dataclasses.replace(context.infer(output), dtype=context.infer(source).dtype)
+    known = context.infer(output).with_dtype(context.infer(source).dtype)
     return context.add(
         mover.op_type,
         _inputs(mover, values),
