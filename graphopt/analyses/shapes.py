@@ -55,7 +55,7 @@ class Shapes(dict[ir.Value, Inferred]):
 
 @dataclass
 class _Memory:
-    """What earlier calls found for one model and one binding of its axes."""
+    """What earlier calls found for one model, one binding of its axes, and one opset."""
 
     nodes: dict[ir.Node, tuple[object, Sequence[Inferred]]] = field(default_factory=dict)
     constants: dict[ir.Value, tuple[ir.TensorProtocol, Inferred]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def infer(
             it. Good enough for reports, never for a rewrite.
     """
     axes = axes or {}
-    key = (frozenset(axes.items()), unnamed)
+    key = (frozenset(axes.items()), unnamed, model.opset_imports.get(""))
     memory = _memories.setdefault(model, {}).setdefault(key, _Memory())
     names = Names(_declared_axes(model), axes, unnamed)
     shapes = Shapes()

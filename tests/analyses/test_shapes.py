@@ -465,3 +465,70 @@ def test_large_constants_are_not_looked_into(parse):
     assert found[table].static == (200_000,)
     assert found[table].elements is None
     assert found[model.graph.outputs[0]].static == (1,)
+
+
+# what is remembered
+
+
+def test_a_second_call_sees_what_has_changed(parse):
+    model = parse(
+        HEAD
+        + """ g (float[N, 6] x) => (float[a, b] y) <int64[2] t = {-1, 3}, int64[2] u = {-1, 2}>
+        { r = Reshape(x, t)  n = Neg(r)  y = Transpose<perm = [1, 0]>(n) }"""
+    )
+    reshape, neg, transpose = model.graph
+
+    def seen():
+        return dims(shapes.infer(model)[transpose.outputs[0]])
+
+    assert seen() == [3, "2*N"]
+    reshape.replace_input_with(1, model.graph.initializers["u"])  # another input
+    assert seen() == [2, "3*N"]
+    transpose.attributes["perm"] = ir.AttrInt64s("perm", [0, 1])  # an attribute
+    assert seen() == ["3*N", 2]
+    model.graph.initializers["u"].const_value = ir.tensor(np.int64([6, -1]), name="u")  # a constant
+    assert seen() == [6, "N"]
+    model.graph.inputs[0].shape = ir.Shape([4, 6])  # the interface
+    assert seen() == [6, 4]
+    transpose.replace_input_with(0, model.graph.inputs[0])  # the wiring
+    assert seen() == [4, 6]
+
+
+def test_a_second_call_looks_into_subgraphs_again(parse):
+    model = parse(
+        HEAD
+        + """ g (float[N] x, bool c) => (float[a] y) {
+        y = If(c) <then_branch = p () => (float[k] v) { v = Neg(x) },
+                   else_branch = q () => (float[k] w) { w = Concat<axis = 0>(x, x) }> }"""
+    )
+    (node,) = model.graph
+    assert dims(shapes.infer(model)[node.outputs[0]]) != ["N"]
+    concat = next(iter(node.attributes["else_branch"].as_graph()))
+    concat.resize_inputs(1)
+    assert dims(shapes.infer(model)[node.outputs[0]]) == ["N"]
+
+
+def test_another_opset_is_another_model(parse):
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 18]> g (uint8[5] q, float16 s) => (float16[5] y)
+        { y = DequantizeLinear(q, s) }""",
+        check=False,
+    )
+    (node,) = model.graph
+    node.outputs[0].type = None
+    assert shapes.infer(model)[node.outputs[0]].dtype == ir.DataType.FLOAT
+    model.opset_imports[""] = 19
+    assert shapes.infer(model)[node.outputs[0]].dtype == ir.DataType.FLOAT16
+
+
+def test_what_is_remembered_goes_with_the_model(parse):
+    import gc
+
+    gc.collect()
+    before = len(shapes._memories)
+    model = parse(HEAD + "g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    shapes.infer(model)
+    assert len(shapes._memories) == before + 1
+    del model
+    gc.collect()
+    assert len(shapes._memories) == before
