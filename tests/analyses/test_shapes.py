@@ -476,7 +476,7 @@ def test_a_second_call_sees_what_has_changed(parse):
         + """ g (float[N, 6] x) => (float[a, b] y) <int64[2] t = {-1, 3}, int64[2] u = {-1, 2}>
         { r = Reshape(x, t)  n = Neg(r)  y = Transpose<perm = [1, 0]>(n) }"""
     )
-    reshape, neg, transpose = model.graph
+    reshape, _, transpose = model.graph
 
     def seen():
         return dims(shapes.infer(model)[transpose.outputs[0]])
