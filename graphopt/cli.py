@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+_EXPLAIN = click.option(
+    "--explain", is_flag=True, help="Also say what was not rewritten, by which rule, and why."
+)
+_MATCH = click.option(
+    "--explain-match",
+    "match",
+    metavar="TEXT",
+    help="The same for nodes, rules and reasons with TEXT in them.",
+)
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
 
@@ -45,6 +54,8 @@ def cli() -> None:
 @click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Override an option.")
 @click.option("--dry-run", is_flag=True, help="Check recipe, model and data; run no pass, write nothing.")
 @click.option("--allow-code", is_flag=True, help="Let the recipe import Python code (package.module:name).")
+@_EXPLAIN
+@_MATCH
 @_JSON
 @_QUIET
 def run(
@@ -54,6 +65,8 @@ def run(
     settings: tuple[str, ...],
     dry_run: bool,
     allow_code: bool,
+    explain: bool,
+    match: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -63,9 +76,9 @@ def run(
 
     parsed = recipes.load(recipe, settings=settings, allow_code=allow_code)
     if dry_run:
-        _show(api.plan(parsed, model), as_json, quiet)
+        _Show(as_json, quiet).report(api.plan(parsed, model))
         return
-    _run(parsed, model, list(outputs) or None, as_json, quiet)
+    _run(parsed, model, list(outputs) or None, _Show(as_json, quiet, match or ("" if explain else None)))
 
 
 @cli.command()
@@ -74,13 +87,24 @@ def run(
 @click.option(
     "--target-opset", type=int, help="Convert to this opset first: newer ones have larger operators."
 )
+@_EXPLAIN
+@_MATCH
 @_JSON
 @_QUIET
-def optimize(model: Path, output: Path, target_opset: int | None, as_json: bool, quiet: bool) -> None:
+def optimize(
+    model: Path,
+    output: Path,
+    target_opset: int | None,
+    explain: bool,
+    match: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Fold, fuse and clean MODEL: the same function in fewer nodes."""
     from graphopt import api
 
-    _run(api.optimize_recipe(target_opset), model, [output], as_json, quiet)
+    show = _Show(as_json, quiet, match or ("" if explain else None))
+    _run(api.optimize_recipe(target_opset), model, [output], show)
 
 
 @cli.command()
@@ -197,28 +221,42 @@ def schema() -> None:
     _print_json(recipe.schema())
 
 
-def _run(recipe: Any, model: Path, outputs: list[Path] | None, as_json: bool, quiet: bool) -> None:
+class _Show(NamedTuple):
+    """How a run is shown; with ``match`` also what was left alone, and why."""
+
+    as_json: bool
+    quiet: bool
+    match: str | None = None
+
+    def report(self, report: RunReport) -> None:
+        """Print the report."""
+        from graphopt import explain
+
+        groups = [] if self.match is None else report.left_alone(self.match)
+        if self.as_json:
+            found = {} if self.match is None else {"left_alone": [group.to_json() for group in groups]}
+            _print_json({**report.to_json(), **found})
+        elif not self.quiet:
+            _print(report.table())
+            if self.match is not None:
+                _print(explain.table(groups, self.match))
+            for line in report.closing_lines():
+                click.echo(line)
+
+
+def _run(recipe: Any, model: Path, outputs: list[Path] | None, show: _Show) -> None:
     """Run a parsed recipe with progress; show the report even when the run stops at a pass."""
     from graphopt import api
 
     try:
-        with _progress(quiet or as_json) as progress:
+        with _progress(show.quiet or show.as_json) as progress:
             result = api.run(recipe, model, outputs=outputs, progress=progress)
     except GraphoptError as error:
         report = getattr(error, "report", None)
         if report is not None:
-            _show(report, as_json, quiet)
+            show.report(report)
         raise
-    _show(result.report, as_json, quiet)
-
-
-def _show(report: RunReport, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        _print_json(report.to_json())
-    elif not quiet:
-        _print(report.table())
-        for line in report.closing_lines():
-            click.echo(line)
+    show.report(result.report)
 
 
 @contextmanager

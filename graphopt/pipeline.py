@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graphopt import data, io, limits, registry
+from graphopt import data, explain, io, limits, registry
 from graphopt.analyses import costs
 from graphopt.errors import DefectError, GateError, GraphoptError, InputError, UserError, VerificationError
 from graphopt.recipe import Gate, Recipe, Step
@@ -68,6 +68,7 @@ class Pipeline:
                     self._announce(number + offset, step)
                     self._run_step(step)
             number += len(chain)
+        self._explain()
         self._finish()
         return self.report
 
@@ -235,6 +236,18 @@ class Pipeline:
             error = rejection.error(f"{where}pass '{step.name}' {rejection.reason}")
             error.report = self.report  # type: ignore[attr-defined]
             raise error from rejection
+
+    def _explain(self) -> None:
+        """Keep the refusals that hold for the model as it is now; one for each pass that was taken back."""
+        runs = []
+        for step, entry in zip(self.recipe.passes, self.report.passes, strict=False):
+            refusals = list(entry.refusals)
+            if entry.reason:
+                refusals.append(
+                    registry.Refusal(step.name, "the model", f"the pass was undone: it {entry.reason}")
+                )
+            runs.append((step.name, repr(step.pass_), refusals))
+        self.report.standing = explain.standing(runs, self.model)
 
     def _finish(self) -> None:
         self.report.overall = self._verifier.overall()

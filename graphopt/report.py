@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from graphopt import explain
 from graphopt.analyses.costs import Costs
 from graphopt.rewrite import Refusal
 from graphopt.verification import Verdict, lowest
@@ -76,7 +77,7 @@ class Written:
 
 @dataclass
 class RunReport:
-    """A whole run."""
+    """A whole run. ``standing`` are the refusals that hold for the model it ended with."""
 
     source: str
     before: Costs
@@ -88,6 +89,15 @@ class RunReport:
     metric_name: str = ""
     metric_before: float | None = None
     metric_after: float | None = None
+    standing: Sequence[explain.Standing] = ()
+
+    def left_alone(self, text: str = "") -> list[explain.LeftAlone]:
+        """Why was this not fused? What the passes left alone, by rule and reason, in the final model.
+
+        Args:
+            text: Only what has it in its pass, rule, node or reason.
+        """
+        return explain.grouped(self.standing, text)
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON document."""

@@ -112,6 +112,55 @@ def test_optimize_to_a_newer_opset(cli, folder):
     assert "must be" in cli("optimize", "model.onnx", "-o", "opt.onnx", "--target-opset", "99", code=2).stderr
 
 
+GELU = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 8] x) => (float[batch, 8] y, float[batch, 8] z)
+<float root = {1.4142135}, float one = {1}, float half = {0.5}>
+{ d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)
+  d2 = Div(y, root) e2 = Erf(d2) a2 = Add(e2, one) m2 = Mul(y, a2) z = Mul(m2, half) }
+"""
+
+
+@pytest.fixture
+def gelu(folder):
+    onnx.save(onnx.parser.parse_model(GELU), folder / "gelu.onnx")
+
+
+def test_explain_says_what_was_not_fused_and_why(cli, gelu):
+    text = cli("optimize", "gelu.onnx", "-o", "opt.onnx", "--explain").stdout
+    lines = text[text.index("gelu (fuse)") :].splitlines()
+    assert " ".join(lines[1].split()) == "Gelu needs opset 20, the model has 17 2 Erf (output 'e')"
+    assert lines[2].strip() == "Erf (output 'e2')"
+    assert "gelu (fuse)" not in cli("optimize", "gelu.onnx", "-o", "opt.onnx").stdout
+    assert (
+        "(output 'e')" not in cli("optimize", "gelu.onnx", "-o", "o.onnx", "--explain-match", "'e2'").stdout
+    )
+    newer = cli("optimize", "gelu.onnx", "-o", "opt.onnx", "--target-opset", "20", "--explain").stdout
+    assert "gelu (fuse)" not in newer
+
+
+def test_explain_as_json_names_every_place(cli, gelu):
+    arguments = ("optimize", "gelu.onnx", "-o", "opt.onnx", "--json")
+    (group,) = json.loads(cli(*arguments, "--explain-match", "GELU needs").stdout)["left_alone"]
+    assert group == {
+        "pass": "fuse",
+        "rule": "gelu",
+        "reason": "Gelu needs opset 20, the model has 17",
+        "count": 2,
+        "places": [
+            {"where": f"Erf (output '{e}')", "reason": "Gelu needs opset 20, the model has 17"}
+            for e in ("e", "e2")
+        ],
+    }
+    assert "left_alone" not in json.loads(cli(*arguments).stdout)
+
+
+def test_explain_with_a_recipe_and_a_text_that_nothing_matches(cli, gelu):
+    assert "gelu (fuse)" in cli("run", "passes.yaml", "gelu.onnx", "--explain").stdout
+    done = cli("run", "passes.yaml", "gelu.onnx", "--explain-match", "nowhere")
+    assert "nothing was left alone that matches 'nowhere'" in done.stdout
+    assert cli("run", "passes.yaml", "gelu.onnx", "--explain", "--quiet").stdout == ""
+
+
 def test_verify_tells_different_models_apart(cli, folder):
     proto = onnx.load(folder / "model.onnx")
     weights = onnx.numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(1.1)

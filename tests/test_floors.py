@@ -14,7 +14,7 @@ FLOORS = {
     "runtime": 3,
     **dict.fromkeys(("registry", "conversion"), 4),
     **dict.fromkeys(("passes", "converters"), 5),
-    **dict.fromkeys(("recipe", "data", "verification", "report", "pipeline"), 6),
+    **dict.fromkeys(("recipe", "data", "verification", "explain", "report", "pipeline"), 6),
     **dict.fromkeys(("api", "tables", "cli", "__main__"), 7),
 }
 TREES = {"graphopt": "graphopt", "passes": "graphopt.passes", "converters": "graphopt.converters"}
