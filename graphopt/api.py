@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import onnx
@@ -28,6 +28,8 @@ __all__ = ["Inspection", "RunResult", "convert", "inspect", "load", "optimize", 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 #: Whatever stands for a recipe: a path, plain data of the same form, or a parsed recipe.
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+#: A runtime that :func:`optimize` may make the model special to.
+Target = Literal["onnxruntime"]
 
 
 @dataclass
@@ -115,32 +117,54 @@ def plan(recipe: Recipe, model: ModelLike) -> RunReport:
 
 @overload
 def optimize(
-    model: onnx.ModelProto, *, target_opset: int | None = ..., progress: Progress = ...
+    model: onnx.ModelProto,
+    *,
+    target_opset: int | None = ...,
+    target: Target | None = ...,
+    progress: Progress = ...,
 ) -> onnx.ModelProto: ...
 @overload
 def optimize(
-    model: str | os.PathLike[str] | ir.Model, *, target_opset: int | None = ..., progress: Progress = ...
+    model: str | os.PathLike[str] | ir.Model,
+    *,
+    target_opset: int | None = ...,
+    target: Target | None = ...,
+    progress: Progress = ...,
 ) -> ir.Model: ...
 def optimize(
-    model: ModelLike, *, target_opset: int | None = None, progress: Progress = _silent
+    model: ModelLike,
+    *,
+    target_opset: int | None = None,
+    target: Target | None = None,
+    progress: Progress = _silent,
 ) -> onnx.ModelProto | ir.Model:
     """The built-in exact recipe: the same function in fewer nodes; a ModelProto gives a ModelProto back.
 
     Args:
         model: The model; it is not changed.
         target_opset: Convert to this opset first, so that its operators may be used (Attention has 23).
+        target: ``"onnxruntime"``: let its own optimizer run last, whose operators other runtimes lack.
         progress: Called before each pass.
     """
-    return run(optimize_recipe(target_opset), model, progress=progress).model
+    return run(optimize_recipe(target_opset, target), model, progress=progress).model
 
 
-def optimize_recipe(target_opset: int | None = None) -> Recipe:
-    """The recipe behind :func:`optimize`."""
+def optimize_recipe(target_opset: int | None = None, target: Target | None = None) -> Recipe:
+    """The recipe behind :func:`optimize`.
+
+    Raises:
+        InputError: The target is unknown.
+    """
     recipe = recipes.load(builtin_recipe("optimize"))
-    if target_opset is None:
-        return recipe
-    first = recipes.from_data({"version": 1, "passes": [{"convert-opset": {"target": target_opset}}]})
-    return replace(recipe, passes=(*first.passes, *recipe.passes))
+    if target not in (None, "onnxruntime"):
+        raise InputError(f"unknown target '{target}'; known: onnxruntime")
+    first = _steps({"convert-opset": {"target": target_opset}}) if target_opset is not None else ()
+    last = _steps("ort-optimize") if target else ()
+    return replace(recipe, passes=(*first, *recipe.passes, *last))
+
+
+def _steps(*passes: Any) -> tuple[recipes.Step, ...]:
+    return recipes.from_data({"version": 1, "passes": list(passes)}).passes
 
 
 def builtin_recipe(name: str) -> Path:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -87,6 +87,11 @@ def run(
 @click.option(
     "--target-opset", type=int, help="Convert to this opset first: newer ones have larger operators."
 )
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime"]),
+    help="Let this runtime's own optimizer run last, if the result is no slower: others may not run it.",
+)
 @_EXPLAIN
 @_MATCH
 @_JSON
@@ -95,6 +100,7 @@ def optimize(
     model: Path,
     output: Path,
     target_opset: int | None,
+    target: Literal["onnxruntime"] | None,
     explain: bool,
     match: str | None,
     as_json: bool,
@@ -104,7 +110,7 @@ def optimize(
     from graphopt import api
 
     show = _Show(as_json, quiet, match or ("" if explain else None))
-    _run(api.optimize_recipe(target_opset), model, [output], show)
+    _run(api.optimize_recipe(target_opset, target), model, [output], show)
 
 
 @cli.command()

@@ -268,7 +268,9 @@ def _chains(recipe: Recipe) -> list[list[Step]]:
     chains: list[list[Step]] = []
     joins = False
     for step in recipe.passes:
-        alone = recipe.verify.each or step.gate is not None or not registry.is_exact(type(step.pass_))
+        cls = type(step.pass_)
+        alone = recipe.verify.each or step.gate is not None or not registry.is_exact(cls)
+        alone = alone or bool(getattr(cls, "alone", False))
         if joins and not alone:
             chains[-1].append(step)
         else:
@@ -279,6 +281,8 @@ def _chains(recipe: Recipe) -> list[list[Step]]:
 
 def _nothing_done(entry: StepReport) -> str:
     left = len(entry.refusals)
+    if left == 1 and entry.refusals[0].where == "the model":
+        return f"nothing done: {entry.refusals[0].reason}"
     return f"nothing to do; left {left} alone" if left else "nothing to do"
 
 

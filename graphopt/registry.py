@@ -52,6 +52,8 @@ class Pass(ir.passes.InPlacePass):
     name: ClassVar[str]
     #: An exact pass computes the same function to float rounding; any other reports its error.
     exact: ClassVar[bool] = True
+    #: Verified on its own even where neighbours are verified together: another tool's work may be wrong.
+    alone: ClassVar[bool] = False
     #: Paper, specification section or library the pass follows.
     source: ClassVar[str] = ""
 

@@ -112,6 +112,13 @@ def test_optimize_to_a_newer_opset(cli, folder):
     assert "must be" in cli("optimize", "model.onnx", "-o", "opt.onnx", "--target-opset", "99", code=2).stderr
 
 
+def test_optimize_for_a_target(cli):
+    done = cli("optimize", "model.onnx", "-o", "opt.onnx", "--target", "onnxruntime")
+    assert "ort-optimize" in done.stdout
+    assert "the models agree" in cli("verify", "model.onnx", "opt.onnx").stdout
+    assert "onnxruntime" in cli("optimize", "model.onnx", "-o", "o.onnx", "--target", "tpu", code=2).stderr
+
+
 GELU = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[batch, 8] x) => (float[batch, 8] y, float[batch, 8] z)
 <float root = {1.4142135}, float one = {1}, float half = {0.5}>

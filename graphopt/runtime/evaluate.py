@@ -21,7 +21,7 @@ from graphopt.runtime import segments
 from graphopt.runtime._onnxruntime import InputsRefused, NoKernelError, OrtSession, Settings, first_line
 from graphopt.runtime._weights import Structure
 
-__all__ = ["Engine", "Evaluation", "InputsRefused", "Session", "Structure", "run"]
+__all__ = ["Engine", "Evaluation", "InputsRefused", "Session", "Structure", "first_line", "run"]
 
 Engine = Literal["onnxruntime", "reference"]
 Feed = Mapping[str, Any]

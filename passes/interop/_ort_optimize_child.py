@@ -1,0 +1,74 @@
+"""Run onnxruntime's offline optimizer on one file, as a process of its own.
+
+``python -m graphopt.passes.interop._ort_optimize_child model.onnx optimized.onnx '{"level": "basic"}'``
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Level 3 puts convolutions into layouts (NCHWc, NHWC) that fit the vector width of the machine it runs on.
+_LAYOUTS = ["NchwcTransformer", "NhwcTransformer"]
+_LEVELS = {
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all-without-layout": "ORT_ENABLE_ALL",
+}
+_INLINE_BELOW = 1024
+
+
+def main(source: str, target: str, arguments: str) -> int:
+    """Optimize ``source`` into ``target`` and its data file; arguments as JSON."""
+    level = json.loads(arguments)["level"]
+    try:
+        _optimize(source, target, level)
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base
+        newest = re.search(r"max supported IR version: (\d+)", str(error))
+        if newest is None:
+            return _failed(error)
+        _lower_ir_version(source, int(newest[1]))
+        try:
+            _optimize(source, target, level)
+        except Exception as again:  # noqa: BLE001
+            return _failed(again)
+    return 0
+
+
+def _optimize(source: str, target: str, level: str) -> None:
+    import onnxruntime as ort
+
+    options: Any = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
+    options.optimized_model_filepath = target
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    for key, value in {
+        "session.optimized_model_external_initializers_file_name": f"{Path(target).name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_INLINE_BELOW),
+        "session.qdq_matmulnbits_accuracy_level": "1",  # activations of int8 weights stay in float
+        "session.disable_prepacking": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
+    ort.InferenceSession(source, options, ["CPUExecutionProvider"], disabled_optimizers=_LAYOUTS)
+
+
+def _lower_ir_version(source: str, version: int) -> None:
+    """A newer IR version than onnxruntime reads changes no number."""
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    model.ir_version = version
+    Path(source).write_bytes(model.SerializeToString())
+
+
+def _failed(error: Exception) -> int:
+    print(" ".join(str(error).split()), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
