@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-COLORS = ("#0b6e4f", "#7bc8a4", "#d1495b", "#edae49", "#30638e", "#8d5a97")
+COLORS = ("#0b6e4f", "#7bc8a4", "#d1495b", "#e8998d", "#edae49", "#30638e", "#8d5a97")
 LEFT, PANEL, GAP, ROW, TOP = 260, 380, 60, 18, 60
 
 

@@ -5,8 +5,9 @@
 
 Runs `graphopt run fixtures/digits/passes.yaml fixtures/digits/digits.onnx` in an empty folder and prints its
 seconds, the two files' sizes and their accuracy on the 500 test images, computed here with onnxruntime alone;
-then the CPU time of `graphopt --help`, the median of ten. With --fresh, all this in a new virtual environment
-into which the project is installed first (needs the package index), and the seconds of that.
+then the CPU time of `graphopt --help`, and of `import graphopt.api`, which a program pays once: medians of
+ten. With --fresh, all this in a new virtual environment into which the project is installed first (needs the
+package index), and the seconds of that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from _common import Child, parser, run_child, run_step, table, write_json
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "fixtures" / "digits"
 HELP_RUNS = 10
+IMPORT = "import time; t = time.process_time(); import graphopt.api; print(time.process_time() - t)"
 
 
 def accuracy(model: Path, result: Path) -> None:
@@ -56,6 +58,9 @@ def measure(python: Path, folder: Path, limit: float) -> dict[str, Any]:
     helps = [run_child([command, "--help"], limit=limit, cwd=folder) for _ in range(HELP_RUNS)]
     for answer in helps:
         _demand(answer, "graphopt --help")
+    imports = [run_child([python, "-c", IMPORT], limit=limit, cwd=folder) for _ in range(HELP_RUNS)]
+    for child in imports:
+        _demand(child, "import graphopt.api")
     accuracies = [_accuracy(python, model, folder / "accuracy.json", limit) for model in (source, target)]
     return {
         "seconds": child.seconds,
@@ -65,6 +70,7 @@ def measure(python: Path, folder: Path, limit: float) -> dict[str, Any]:
         "accuracy": accuracies[0],
         "accuracy_after": accuracies[1],
         "help_cpu": statistics.median(a.cpu for a in helps),
+        "import_cpu": statistics.median(float(child.output.split()[-1]) for child in imports),
         "help_seconds": statistics.median(a.seconds for a in helps),
     }
 
@@ -101,6 +107,7 @@ def main() -> int:
         ("file", f"{figures['bytes']:,} -> {figures['bytes_after']:,} bytes, ratio {ratio:.3f}"),
         ("top-1 accuracy", f"{100 * figures['accuracy']:.2f} % -> {100 * figures['accuracy_after']:.2f} %"),
         ("graphopt --help", f"{figures['help_cpu']:.3f} s of CPU, {figures['help_seconds']:.3f} s"),
+        ("import graphopt.api", f"{figures['import_cpu']:.3f} s of CPU"),
     ]
     if arguments.fresh:
         rows.insert(0, ("install", f"{figures['install_seconds']:.1f} s"))

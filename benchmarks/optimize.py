@@ -1,39 +1,48 @@
 """graphopt and its peers side by side, in one run, on any models.
 
     python benchmarks/optimize.py fixtures/models fixtures/digits
-    python benchmarks/optimize.py MODEL.onnx FOLDER... --json optimize.json --plot optimize.svg
+    python benchmarks/optimize.py PATH... --target-opset 24 --json optimize.json --plot optimize.svg
     python benchmarks/optimize.py --synthetic 4000 --synthetic 30000 --synthetic 120000
 
 The peers (onnxsim, onnxslim, onnxscript's optimizer, onnxruntime's offline optimization at level basic) live
 in a virtual environment of their own, which is made where it is missing and used again where it is not.
-Every tool runs on a copy of the model in a child with a time limit. "graphopt, passes" is the passes of
-`graphopt optimize` without any verification, so that the two lines show what verification costs.
+Every tool runs on a copy of the model in a child with a time limit. "graphopt" proves its result, as
+"onnxsim, checked" does (check_n=3); "graphopt, passes" is the passes of `graphopt optimize` without any
+verification, as "onnxsim" is. The last table pairs these.
 
-Columns: nodes (subgraphs included, Constant not); CPU seconds of the call (model in memory to model in
-memory; of graphopt and onnxruntime, file to model) and of the whole process; peak resident memory; bytes and
-latency as a share of the original's. Latency is measured with onnxruntime's default settings, original and
-results taking turns: the median, and in brackets the quartiles' distance over the median. The verdict comes
-from zoo.py's checks; "own domain" marks a result with operators that its input's domains do not have.
+Columns: nodes (subgraphs included, Constant not); CPU seconds of the call, from a model in memory to a model
+in memory, behind a first call on a tiny model, so that no tool's imports count (onnxruntime: from bytes to a
+file, it has no other way); CPU seconds of the whole process, imports, loading and saving included; peak
+resident memory; bytes and latency as a share of the original's. Latency is measured with onnxruntime's
+default settings, original and results taking turns: the median, and in brackets the quartiles' distance over
+the median. The verdict comes from zoo.py's checks; "own domain" marks a result with operators that its
+input's domains do not have. What the tools print is dropped.
 
 Exits 1 if a result of graphopt fails a check.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _common import Child, megabytes, parser, run_step, table, write_json
 
 PEERS = {"onnxsim": "0.8.1", "onnxslim": "0.1.98", "onnxscript": "0.7.2", "onnxruntime": "1.31.1"}
 OURS = ("graphopt", "graphopt, passes")
+TOOLS = (*OURS, "onnxsim", "onnxsim, checked", "onnxslim", "onnxscript", "onnxruntime")
+#: What does the same work, with proof and without.
+PAIRS = (("graphopt", "onnxsim, checked"), ("graphopt, passes", "onnxsim"))
+COSTS = ("call_cpu", "process_cpu", "peak_rss")
 HEADER = ("model", "tool", "nodes", "call s", "process s", "MiB", "bytes", "latency", "verdict")
 ROUNDS, SECONDS = 31, 10.0
 
@@ -41,93 +50,157 @@ ROUNDS, SECONDS = 31, 10.0
 # The steps; each runs in a child of its own, with the peers' interpreter where a peer is measured.
 
 
-def call(tool: str, source: Path, target: Path) -> float:
+class Tool(NamedTuple):
+    """How one tool is used: ``work`` is what is measured.
+
+    Attributes:
+        load: A model in the form that the tool takes.
+        work: From what was loaded to the result.
+        save: Write the result.
+    """
+
+    load: Callable[[Path], Any]
+    work: Callable[[Any], Any]
+    save: Callable[[Any, Path], Any]
+
+
+def call(name: str, source: Path, target: Path, target_opset: int | None, recipe: Any) -> float:
     """Optimize with one tool and save the result; CPU seconds of the call."""
-    return {
-        "graphopt": _graphopt,
-        "graphopt, passes": _passes,
+    makers = {
+        "graphopt": lambda: _graphopt(target_opset),
+        "graphopt, passes": lambda: _passes(target_opset),
         "onnxsim": _onnxsim,
+        "onnxsim, checked": lambda: _checked_onnxsim(recipe),
         "onnxslim": _onnxslim,
         "onnxscript": _onnxscript,
-        "onnxruntime": _onnxruntime,
-    }[tool](source, target)
-
-
-def _graphopt(source: Path, target: Path) -> float:
-    import graphopt
-    from graphopt import api
-
-    recipe = api.builtin_recipe("optimize")
-    start = time.process_time()
-    model = graphopt.run(recipe, source).model
-    seconds = time.process_time() - start
-    graphopt.save(model, target)
+        "onnxruntime": lambda: _onnxruntime(target),
+    }
+    tool = makers[name]()
+    with _silence():
+        with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
+            tiny = Path(folder, "tiny.onnx")
+            _write_tiny(tiny)
+            tool.work(tool.load(tiny))
+        model = tool.load(source)
+        start = time.process_time()
+        result = tool.work(model)
+        seconds = time.process_time() - start
+    tool.save(result, target)
     return seconds
 
 
-def _passes(source: Path, target: Path) -> float:
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is printed, by native code neither: thousands of warnings would take time and memory."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(kept, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _write_tiny(path: Path) -> None:
+    """A model that is optimized at once, and lets the tool load what it loads when it is first used."""
+    import onnx
+    from onnx import parser
+
+    text = """<ir_version: 8, opset_import: ["" : 17]> tiny (float[n, 4] x) => (float[n, 4] y)
+    <float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, float one = {1}, float two = {2}> {
+        i = Identity(x) m = MatMul(i, w) t = Add(one, two) a = Add(m, t) s = Shape(a) y = Reshape(a, s) }"""
+    onnx.save(parser.parse_model(text), path)
+
+
+def _graphopt(target_opset: int | None) -> Tool:
     import graphopt
-    from graphopt import api
-    from graphopt import recipe as recipes
+    from graphopt import registry
 
-    start = time.process_time()
-    steps = recipes.load(api.builtin_recipe("optimize")).passes
-    model = graphopt.load(source)
-    for step in steps:
-        model = step.pass_(model).model
-    seconds = time.process_time() - start
-    graphopt.save(model, target)
-    return seconds
+    registry.pass_classes()  # imports every pass
+    return Tool(graphopt.load, lambda m: graphopt.optimize(m, target_opset=target_opset), graphopt.save)
 
 
-def _onnxsim(source: Path, target: Path) -> float:
+def _passes(target_opset: int | None) -> Tool:
+    import graphopt
+    from graphopt import api, registry
+
+    registry.pass_classes()
+
+    def work(model: Any) -> Any:
+        for step in api.optimize_recipe(target_opset).passes:
+            model = step.pass_(model).model
+        return model
+
+    return Tool(graphopt.load, work, graphopt.save)
+
+
+def _onnxsim() -> Tool:
     import onnx
     import onnxsim
 
-    model = onnx.load(source)
-    start = time.process_time()
-    result, same = onnxsim.simplify(model)
-    seconds = time.process_time() - start
-    if not same:
-        raise SystemExit("onnxsim's own check failed")
-    onnx.save(result, target)
-    return seconds
+    return Tool(onnx.load, lambda model: onnxsim.simplify(model)[0], onnx.save)
 
 
-def _onnxslim(source: Path, target: Path) -> float:
+def _checked_onnxsim(recipe: Any) -> Tool:
+    import onnx
+    import onnxsim
+
+    def load(path: Path) -> tuple[Any, dict[str, Any]]:
+        """The model, and the inputs of its recipe; without one onnxsim draws them, open axes at 2."""
+        import _checks
+
+        model = onnx.load(path)
+        if recipe and path.name != "tiny.onnx":
+            return model, {"input_data": _checks.draw(recipe, {}, 0)}
+        shapes = {
+            value.name: [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
+            for value in model.graph.input
+        }
+        return model, {"test_input_shapes": shapes}
+
+    def work(given: tuple[Any, dict[str, Any]]) -> Any:
+        model, inputs = given
+        result, same = onnxsim.simplify(model, check_n=3, **inputs)
+        if not same:
+            raise SystemExit("onnxsim's own check failed")
+        return result
+
+    return Tool(load, work, onnx.save)
+
+
+def _onnxslim() -> Tool:
     import onnx
     import onnxslim
 
-    model = onnx.load(source)
-    start = time.process_time()
-    result = onnxslim.slim(model)
-    seconds = time.process_time() - start
-    onnx.save(result, target)
-    return seconds
+    return Tool(onnx.load, onnxslim.slim, onnx.save)
 
 
-def _onnxscript(source: Path, target: Path) -> float:
+def _onnxscript() -> Tool:
     import onnx
     from onnxscript import optimizer
 
-    model = onnx.load(source)
-    start = time.process_time()
-    result = optimizer.optimize(model)
-    seconds = time.process_time() - start
-    onnx.save(result, target)
-    return seconds
+    return Tool(onnx.load, optimizer.optimize, onnx.save)
 
 
-def _onnxruntime(source: Path, target: Path) -> float:
+def _onnxruntime(target: Path) -> Tool:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 4
-    start = time.process_time()
-    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return time.process_time() - start
+
+    def work(model: bytes) -> Any:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    return Tool(Path.read_bytes, work, lambda result, path: None)
 
 
 def has_own_domain(source: Path, target: Path) -> bool:
@@ -191,7 +264,8 @@ def do_step(name: str, arguments: Sequence[str]) -> None:
 
 def _measured(name: str, given: Sequence[str]) -> Any:
     if name == "call":
-        return call(given[0], Path(given[1]), Path(given[2]))
+        recipe = json.loads(Path(given[4]).read_text())
+        return call(given[0], Path(given[1]), Path(given[2]), int(given[3]) or None, recipe)
     recipe = json.loads(Path(given[0]).read_text())
     if name == "check":
         return check(Path(given[1]), Path(given[2]), recipe)
@@ -220,8 +294,9 @@ def peers_python(folder: Path) -> Path:
 class Bench:
     """One model: every tool on it, in a folder that is gone afterwards."""
 
-    def __init__(self, folder: Path, recipe: Any, limit: float, peers: Path | None) -> None:
-        self.folder, self.limit, self.peers = folder, limit, peers
+    def __init__(self, folder: Path, recipe: Any, options: Any) -> None:
+        self.folder, self.limit, self.peers = folder, options.limit, options.peers_python
+        self.target_opset = options.target_opset
         self.source, self.result, self.recipe = (
             folder / "original.onnx",
             folder / "result.json",
@@ -242,9 +317,9 @@ class Bench:
         """Cost and result of one tool."""
         target = self.target(tool)
         target.parent.mkdir()
-        child, seconds = self.step(
-            "call", tool, self.source, target, python=None if tool in OURS else self.peers
-        )
+        python = None if tool in OURS else self.peers
+        given = (tool, self.source, target, self.target_opset or 0, self.recipe)
+        child, seconds = self.step("call", *given, python=python)
         found = {"tool": tool, "process_cpu": child.cpu, "peak_rss": child.peak_rss}
         if child.problem:
             return {**found, "failed": [child.problem]}
@@ -271,7 +346,7 @@ def bench(
 ) -> list[dict[str, Any]]:
     """All tools on one model, which the step ``prepare`` makes."""
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
-        one = Bench(Path(folder), recipe, options.limit, options.peers_python)
+        one = Bench(Path(folder), recipe, options)
         made = run_step(__file__, *prepare, one.source, limit=options.limit)
         if made.problem:
             return [{"model": name, "tool": "-", "failed": [made.problem]}]
@@ -315,7 +390,7 @@ def summary(outcomes: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> str:
                 tool,
                 f"{sum(not o['failed'] for o in own)}/{len(own)}",
                 str(sum(o.get("nodes_after", 0) for o in own)),
-                *(_median_ratio(cells, models, tool, key) for key in ("call_cpu", "process_cpu", "peak_rss")),
+                *(_median_ratio(cells, models, tool, key) for key in COSTS),
                 "",
             )
         )
@@ -324,10 +399,36 @@ def summary(outcomes: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> str:
     )
 
 
+def _ratios(cells: Mapping[Any, Any], models: Sequence[str], pair: tuple[str, str], key: str) -> list[float]:
+    """A figure of the first tool over that of the second, on the models where both have it."""
+    found = [[cells.get((m, tool), {}).get(key) for tool in pair] for m in models]
+    return [a / b for a, b in found if a is not None and b]
+
+
 def _median_ratio(cells: Mapping[Any, Any], models: Sequence[str], tool: str, key: str) -> str:
-    pairs = [(cells.get((m, tool), {}).get(key), cells.get((m, "onnxsim"), {}).get(key)) for m in models]
-    ratios = [a / b for a, b in pairs if a is not None and b]
+    ratios = _ratios(cells, models, (tool, "onnxsim"), key)
     return f"{statistics.median(ratios):.2f}" if ratios else "-"
+
+
+def pairs(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """Tools that do the same work: the medians of their ratios, the least, the greatest; the nodes."""
+    cells = {(o["model"], o["tool"]): o for o in outcomes}
+    models = list(dict.fromkeys(o["model"] for o in outcomes))
+    rows = []
+    for ours, theirs in PAIRS:
+        nodes = _ratios(cells, models, (ours, theirs), "nodes_after")
+        if nodes:
+            costs = [_spread(_ratios(cells, models, (ours, theirs), key)) for key in COSTS]
+            counts = [sum(r < 1 for r in nodes), sum(r == 1 for r in nodes), sum(r > 1 for r in nodes)]
+            rows.append((f"{ours} / {theirs}", *costs, *map(str, counts), ""))
+    header = ("pair", "call", "process", "memory", "fewer nodes", "as many", "more", "")
+    return table(header, rows) if rows else ""
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "-"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def find_models(paths: Sequence[Path], only: str) -> list[tuple[Path, Any]]:
@@ -342,7 +443,10 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("models", nargs="*", type=Path, metavar="PATH", help="models, or folders of them")
     options.add_argument("--only", default="", metavar="TEXT", help="only file names that contain TEXT")
-    options.add_argument("--tools", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
+    options.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    options.add_argument(
+        "--target-opset", type=int, metavar="N", help="graphopt converts to this opset first"
+    )
     options.add_argument(
         "--synthetic", type=int, action="append", default=[], metavar="N", help="a graph of N nodes"
     )
@@ -365,7 +469,7 @@ def main() -> int:
     for count in arguments.synthetic:
         outcomes += bench(f"synthetic {count}", None, arguments, arguments.tools, ("synthesize", count))
     print(table(HEADER, [_row(o) for o in outcomes]))
-    print(f"\n{summary(outcomes, arguments.tools)}")
+    print(f"\n{summary(outcomes, arguments.tools)}\n\n{pairs(outcomes)}".rstrip())
     write_json(arguments.json, outcomes)
     if arguments.plot:
         import _svg
