@@ -211,16 +211,27 @@ def _layer_norm(g: Grower, x: Tensor) -> None:
 
 def _rms_norm(g: Grower, x: Tensor) -> None:
     square = g.op("Pow", [x.name, g.const(2.0)]) if g.flip() else g.op("Mul", [x.name, x.name])
-    root = g.op("Sqrt", [g.op("Add", [_mean(g, square), g.const(1e-5)])])
-    if g.flip():
+    sides = [_mean(g, square), g.const(g.choose((1e-5, 1e-3)))]
+    inner = g.op("Add", sides if g.flip(0.7) else sides[::-1])
+    form, root = g.number(0, 3), ""
+    if form < 3:
+        root = g.op("Sqrt", [inner])
+    if form == 0:
         _scale_and_shift(g, x, g.op("Div", [x.name, root]))
+        return
+    if form == 1:
+        inverse = g.op("Reciprocal", [root])
+    elif form == 2:
+        inverse = g.op("Div", [g.const(1.0), root])
     else:
-        _scale_and_shift(g, x, g.op("Mul", [x.name, g.op("Reciprocal", [root])]))
+        inverse = g.op("Pow", [inner, g.const(-0.5)])
+    _scale_and_shift(g, x, g.op("Mul", [x.name, inverse] if g.flip() else [inverse, x.name]))
 
 
 def _scale_and_shift(g: Grower, x: Tensor, name: str) -> None:
     sizes = [x.shape[-1][0]] if x.shape[-1][1] == 0 and g.flip(0.9) else []
-    scaled = g.op("Mul", [name, g.const(g.rng.uniform(0.5, 1.5, sizes))])
+    scale = g.const(g.rng.uniform(0.5, 1.5, sizes))
+    scaled = g.op("Mul", [name, scale] if g.flip() else [scale, name])
     g.add("Add", [scaled, g.const(g.rng.standard_normal(sizes))], x.shape) if g.flip() else g.add(
         "Identity", [scaled], x.shape
     )

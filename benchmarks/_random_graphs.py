@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: TID251 (protos, noth
 
 __all__ = ["OPSETS", "SIZES", "Dim", "Grower", "RandomGraph", "Tensor", "random_graph"]
 
-OPSETS = (11, 13, 15, 17, 18, 20, 21, 23)
+OPSETS = (11, 13, 15, 17, 18, 20, 21, 23, 24)
 #: Sizes of the open axis that a graph is run at.
 SIZES = (2, 1, 3)
 
@@ -204,17 +204,58 @@ class Grower:
         return self.const(self.rng.standard_normal(shape) * (scale or fan_in**-0.5))
 
     def repeat(self) -> None:
-        """Add a node that is there already once more, for common subexpressions."""
+        """Add a node that is there already once more, for common subexpressions.
+
+        Its operands are swapped at times, which gives the same only where the operator is commutative, and
+        defaults of its attributes are written out or left out.
+        """
         known = {t.name: t for t in self.pool}
         twins = [n for n in self.nodes if len(n.output) == 1 and n.output[0] in known]
-        if twins:
-            node = onnx.NodeProto()
-            node.CopyFrom(self.choose(twins))
-            old = known[node.output[0]]
-            node.output[0] = self.name("again")
-            node.name = ""
-            self.nodes.append(node)
-            self.pool.append(old._replace(name=node.output[0]))
+        swappable = [n for n in twins if n.op_type in _SWAPPABLE and len(n.input) == 2]
+        if not twins:
+            return
+        node = onnx.NodeProto()
+        node.CopyFrom(self.choose(swappable if swappable and self.flip() else twins))
+        if node.op_type in _SWAPPABLE and len(node.input) == 2 and self.flip():
+            node.input[0], node.input[1] = node.input[1], node.input[0]
+        self._write_default(node)
+        old = known[node.output[0]]
+        node.output[0] = self.name("again")
+        node.name = ""
+        self.nodes.append(node)
+        self.pool.append(old._replace(name=node.output[0]))
+        if self.flip(0.3) and old.kind == "f":
+            self.add("Sub", [old, self.pool[-1]], old.shape)
+
+    def _write_default(self, node: onnx.NodeProto) -> None:
+        """Write a default that is left out, or leave out one that is written."""
+        default = _DEFAULTS.get(node.op_type)
+        if default is None or self.flip():
+            return
+        written = helper.make_attribute(*default)
+        if not any(a.name == written.name for a in node.attribute):
+            node.attribute.append(written)
+        elif written in node.attribute:
+            node.attribute.remove(written)
+
+
+#: Elementwise operators whose operands may be swapped; of Sub another result comes, which must not be merged.
+_SWAPPABLE = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum", "And", "Or", "Equal")
+#: One attribute of an operator with its default, the same in all opsets of the graphs.
+_DEFAULTS: dict[str, tuple[str, Any]] = {
+    "LeakyRelu": ("alpha", 0.01),
+    "Elu": ("alpha", 1.0),
+    "HardSigmoid": ("beta", 0.5),
+    "Flatten": ("axis", 1),
+    "Gemm": ("alpha", 1.0),
+    "Gather": ("axis", 0),
+    "BatchNormalization": ("momentum", 0.9),
+    "AveragePool": ("auto_pad", "NOTSET"),
+    "MaxPool": ("auto_pad", "NOTSET"),
+    "Conv": ("group", 1),
+    "ReduceMean": ("keepdims", 1),
+    "Pad": ("mode", "constant"),
+}
 
 
 def _onnx_type(array: np.ndarray) -> int:
@@ -235,6 +276,7 @@ _STARTS: tuple[tuple[Shape, ...], ...] = (
     ((N, (4, 0), (8, 0)), ((8, 0),)),
     ((N, (2, 0), (4, 0), (4, 0)), (N, (3, 0), (4, 0), (4, 0))),
     ((N, (4, 0), (9, 0)), (N, (3, 0))),
+    ((N, (3, 0), (8, 0)), (N, (3, 0), (8, 0))),
 )
 
 

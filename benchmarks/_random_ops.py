@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from _random_attention import folded_heads, heads, requantize, rotary, windows
 from _random_elementwise import (
     binary,
     by_constant,
@@ -116,4 +117,5 @@ OPERATORS: dict[Callable[[Grower], None], float] = {
     formula: 2, reshape: 4, squeeze: 3, transpose: 3, concat: 2, split: 1.5, slice_: 2, gather: 2, pad: 1.5,
     expand: 2, from_shape: 3, indexing: 1.5, conv: 4, conv_transpose: 1.5, pool: 2, resize: 0.7,
     normalize: 2.5, reduce: 2, matmul: 4, attention: 1, einsum: 0.4, branch: 1, loop: 0.5, call: 0.5,
+    heads: 1.5, folded_heads: 0.5, rotary: 1, windows: 1, requantize: 1,
 }  # fmt: skip
