@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Hashable
 from typing import Final
 
+import onnx
 import onnx_ir as ir
 
 from graphopt.graph import can_replace, is_default_domain, replace_value, subgraphs_of
@@ -19,7 +21,7 @@ __all__ = ["EliminateCommonSubexpressions"]
 
 #: Swapping the two inputs of these changes no bit of the result (not Max and Min: signs of zero).
 _COMMUTATIVE: Final = frozenset(
-    {"Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Mul", "Or", "Sum", "Xor"}
+    {"Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Mean", "Mul", "Or", "Sum", "Xor"}
 )
 #: Before, Add and its like broadcast the second input to the first only.
 _BROADCAST_BOTH_WAYS_OPSET: Final = 7
@@ -40,8 +42,9 @@ class EliminateCommonSubexpressions(Pass):
     """Replace nodes by an earlier node that computes the same.
 
     Two nodes compute the same if operator, inputs and attributes are equal: inputs as values, numbers bit
-    for bit, tensors by content. Two inputs may be swapped where that changes no bit (Add, Mul,
-    And, Equal ...). A node in a subgraph is also replaced by one of the graphs around it.
+    for bit, tensors by content; an attribute at its default is as good as none. Two inputs may be swapped
+    where that changes no bit (Add, Mul, And, Equal ...). A node in a subgraph is also replaced by one of
+    the graphs around it.
 
     It does not fire on random operators and Dropout that may be training, nodes with subgraphs, operators
     of other domains and model-local functions, when the later node has outputs that the earlier lacks, nor
@@ -114,12 +117,35 @@ def _key(node: ir.Node, opset: int) -> Hashable | None:
         key = _attribute_key(attribute)
         if key is None:
             return None
-        attributes.append((attribute.name, attribute.type, key))
-    inputs: Hashable = tuple(node.inputs)
+        if key != _defaults(node.op_type, opset).get(attribute.name):
+            attributes.append((attribute.name, attribute.type, key))
+    inputs: Hashable = _given(node)
     if node.op_type in _COMMUTATIVE and len(node.inputs) == 2 and opset >= _BROADCAST_BOTH_WAYS_OPSET:
         inputs = frozenset(node.inputs)
     outputs = None if node.op_type in WITH_BY_PRODUCTS else len(node.outputs)
     return node.op_identifier(), inputs, frozenset(attributes), outputs
+
+
+def _given(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    """The inputs without trailing ones that are left out."""
+    inputs = node.inputs
+    count = len(inputs)
+    while count and inputs[count - 1] is None:
+        count -= 1
+    return tuple(inputs[:count])
+
+
+@functools.cache
+def _defaults(op_type: str, opset: int) -> dict[str, Hashable]:
+    """The keys of the attributes' defaults, by name; empty for an operator that onnx does not know."""
+    if not onnx.defs.has(op_type):
+        return {}
+    try:
+        schema = onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:  # of a later opset
+        return {}
+    written = {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
+    return {name: _attribute_key(ir.serde.deserialize_attribute(proto)) for name, proto in written.items()}
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable | None:

@@ -51,6 +51,86 @@ def test_two_inputs_may_be_swapped_where_no_bit_changes(parse, ops, assert_same,
     assert_same(parse(text), model, {"x": X})
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Elu(x)", "Elu <alpha = 1.0> (x)"),
+        ("LeakyRelu <alpha = 0.01> (x)", "LeakyRelu(x)"),
+        ("HardSigmoid <alpha = 0.2> (x)", "HardSigmoid <beta = 0.5> (x)"),
+        ("Softmax(x)", "Softmax <axis = -1> (x)"),
+        ("Gather(x, at)", "Gather <axis = 0> (x, at)"),
+        ("ReduceMean <axes = [1]> (x)", "ReduceMean <keepdims = 1, axes = [1]> (x)"),
+        ("Pad(x, none)", 'Pad <mode = "constant"> (x, none)'),
+        ("Clip(x, w0)", "Clip(x, w0, )"),
+        ("Mean(x, w)", "Mean(w, x)"),
+        ("Sum(x, w)", "Sum(w, x)"),
+    ],
+)
+def test_what_is_written_otherwise_and_means_the_same_merges(parse, assert_same, first, second):
+    text = graph(f"a = {first} b = {second} y = Neg(a) z = Exp(b)", "float[?,?] y, float[?,?] z")
+    more = "<int64[1] at = {0}, int64[4] none = {0, 0, 0, 0}, float w0 = {1}, float"
+    model = parse(text.replace("<float", more, 1))
+    assert apply(model).summary == "merged 1 node"
+    assert_same(parse(text.replace("<float", more, 1)), model, {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "opset"),
+    [
+        ("Softmax(x)", "Softmax <axis = -1> (x)", 12),  # where the default is 1
+        ("Softmax(x)", "Softmax <axis = 1> (x)", 13),
+        ("Elu(x)", "Elu <alpha = 1.0000001> (x)", 17),
+        ("Clip(x, w0)", "Clip(x, , w0)", 17),
+        ("ReduceMean(x)", "ReduceMean <axes = [1]> (x)", 17),
+        ("TopK(x, k)", "TopK <largest = 0> (x, k)", 17),
+    ],
+)
+def test_what_is_no_default_stays(parse, first, second, opset):
+    outputs = ("a, i", "b, j") if "TopK" in first else ("a", "b")
+    text = graph(
+        f"{outputs[0]} = {first} {outputs[1]} = {second} y = Neg(a) z = Exp(b)", "float[?,?] y, float[?,?] z"
+    )
+    model = parse(
+        text.replace('"" : 17', f'"" : {opset}').replace(
+            "<float", "<int64[1] k = {2}, float w0 = {1}, float", 1
+        )
+    )
+    assert not apply(model).modified
+
+
+def test_an_attribute_of_the_caller_is_no_default(parse):
+    model = parse(
+        """<ir_version: 9, opset_import: ["" : 17, "local" : 1]> g (float[4] x) => (float[4] y)
+        { y = local.f <p = 0.5> (x) }
+        <domain: "local", opset_import: ["" : 17]> f <p> (a) => (d) {
+            b = Elu <alpha : float = @p> (a)
+            c = Elu(a)
+            e = Elu <alpha = 1.0> (a)
+            s = Add(b, c)
+            d = Add(s, e)
+        }""",
+        check=False,
+    )
+    assert apply(model).summary == "merged 1 node"
+    assert [n.op_type for n in model.functions["local", "f", ""]] == ["Elu", "Elu", "Add", "Add"]
+
+
+def test_defaults_and_swapped_operands_in_subgraphs(parse, assert_same):
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[4] x, float[4] v, bool c) => (float[4] y) {
+        outer = Add(x, v)
+        e = Elu(outer)
+        branch = If (c) <
+            then_branch = t () => (float[4] p) { i = Add(v, x)  j = Elu <alpha = 1.0> (i)  p = Neg(j) },
+            else_branch = n () => (float[4] r) { i2 = Sub(v, x)  r = Elu <alpha = 0.5> (i2) }
+        >
+        y = Mul(branch, e)
+    }"""
+    model = parse(text)
+    assert apply(model).summary == "merged 2 nodes"
+    for condition in (True, False):
+        assert_same(parse(text), model, {"x": X[0], "v": X[0][::-1].copy(), "c": np.array(condition)})
+
+
 @pytest.mark.parametrize("op", ["Sub", "Div", "Max", "Min", "Pow", "PRelu"])
 def test_swapped_inputs_of_other_operators_stay(parse, ops, op):
     model = parse(graph(f"a = {op}(x, w) b = {op}(w, x) y = Add(a, b)"), check=False)
