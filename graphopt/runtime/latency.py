@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +17,10 @@ from graphopt.runtime import evaluate
 
 __all__ = ["Latency", "compare"]
 
+#: A turn takes about this long at least: short runs are repeated, as the clock and the scheduler are coarse.
+_LEAST_SECONDS: Final = 0.005
+_MOST_REPEATS: Final = 200
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -22,13 +28,20 @@ class Latency:
 
     Attributes:
         ratio: Median over the rounds.
-        spread: Distance of the quartiles of the ratio over the rounds.
+        low: The quartile below which a quarter of the rounds lies.
+        high: The quartile above which a quarter of the rounds lies.
         rounds: How often both models ran.
     """
 
     ratio: float
-    spread: float
+    low: float
+    high: float
     rounds: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ratio:.2f}x the time ({self.low:.2f} to {self.high:.2f} in half of {self.rounds} rounds)"
+        )
 
 
 def compare(
@@ -63,7 +76,10 @@ def compare(
             session.run_all(feeds)
             if session.reason:
                 raise UnsupportedError(session.reason)
-        return _taking_turns(first, second, feeds, rounds, seconds)
+        start = time.perf_counter()
+        first.run_all(feeds)
+        repeats = math.ceil(_LEAST_SECONDS / max(time.perf_counter() - start, _LEAST_SECONDS / _MOST_REPEATS))
+        return _taking_turns(first, second, [*feeds] * repeats, rounds, seconds)
 
 
 def _taking_turns(
@@ -83,4 +99,4 @@ def _taking_turns(
             taken[session] = time.perf_counter() - start
         ratios.append(taken[second] / taken[first])
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Latency(middle, high - low, len(ratios))
+    return Latency(middle, low, high, len(ratios))

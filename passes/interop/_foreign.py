@@ -67,7 +67,8 @@ def load_result(tool: str, target: Path, old: ir.Model) -> ir.Model:
     try:
         new = io.load(target)
     except InputError as error:
-        raise UnsupportedError(f"{tool} made a model that is not valid: {error}") from error
+        reason = str(error).removeprefix(f"'{target}': ")
+        raise UnsupportedError(f"{tool} made a model that is not valid: {reason}") from error
     _restore(tool, new, old)
     return new
 

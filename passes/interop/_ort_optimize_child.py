@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 #: Level 3 puts convolutions into layouts (NCHWc, NHWC) that fit the vector width of the machine it runs on.
-_LAYOUTS = ["NchwcTransformer", "NhwcTransformer"]
+#: The last ones make an operator of the default domain that ONNX does not have.
+_NEVER = [
+    "NchwcTransformer",
+    "NhwcTransformer",
+    *(f"SimplifiedLayerNormFusion{level}" for level in ("", "L1", "L2")),
+]
+#: Where ONNX has no LayerNormalization yet, onnxruntime writes its own into the default domain all the same.
+_BEFORE_17 = [f"LayerNormFusion{level}" for level in ("", "L1", "L2")]
 _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -23,22 +30,23 @@ _INLINE_BELOW = 1024
 
 def main(source: str, target: str, arguments: str) -> int:
     """Optimize ``source`` into ``target`` and its data file; arguments as JSON."""
-    level = json.loads(arguments)["level"]
+    given = json.loads(arguments)
+    level, left_out = given["level"], [*_NEVER, *(_BEFORE_17 if given["opset"] < 17 else [])]
     try:
-        _optimize(source, target, level)
+        _optimize(source, target, level, left_out)
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base
         newest = re.search(r"max supported IR version: (\d+)", str(error))
         if newest is None:
             return _failed(error)
         _lower_ir_version(source, int(newest[1]))
         try:
-            _optimize(source, target, level)
+            _optimize(source, target, level, left_out)
         except Exception as again:  # noqa: BLE001
             return _failed(again)
     return 0
 
 
-def _optimize(source: str, target: str, level: str) -> None:
+def _optimize(source: str, target: str, level: str, left_out: list[str]) -> None:
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()
@@ -53,7 +61,7 @@ def _optimize(source: str, target: str, level: str) -> None:
         "session.disable_prepacking": "1",
     }.items():
         options.add_session_config_entry(key, value)
-    ort.InferenceSession(source, options, ["CPUExecutionProvider"], disabled_optimizers=_LAYOUTS)
+    ort.InferenceSession(source, options, ["CPUExecutionProvider"], disabled_optimizers=left_out)
 
 
 def _lower_ir_version(source: str, version: int) -> None:

@@ -30,7 +30,8 @@ def test_the_median_of_rounds_in_which_the_models_take_turns(monkeypatch):
     monkeypatch.setattr(latency.time, "perf_counter", lambda: Pretend.now)
     slow, fast = Pretend(4, 4, 40), Pretend(1, 2, 1)
     found = latency._taking_turns(fast, slow, FEEDS, 9, 1e9)
-    assert (found.ratio, found.rounds) == (4.0, 9)
+    assert (found.ratio, found.low, found.high, found.rounds) == (4.0, 2.0, 40.0, 9)
+    assert str(found) == "4.00x the time (2.00 to 40.00 in half of 9 rounds)"
     assert latency._taking_turns(fast, slow, FEEDS, 9, 0).rounds == 3
 
 
