@@ -157,7 +157,8 @@ def rotary(g: Grower) -> None:
 
 def _cut(g: Grower, name: str, begin: int, end: int, step: int = 1) -> str:
     """A part of the last axis."""
-    return str(g.op("Slice", [name, *(g.const([n], np.int64) for n in (begin, end, -1, step))]))
+    bounds = [g.const([n], np.int64) for n in (begin, end)]
+    return str(g.op("Slice", [name, *bounds, g.fixed([-1]), g.const([step], np.int64)]))
 
 
 def _rotate(g: Grower, name: str, length: int, size: int) -> str:
@@ -226,7 +227,7 @@ def _roll(g: Grower, name: str, shift: int) -> str:
     """Move rows and columns around, by Slices and Concats."""
     for axis in (1, 2) if shift else ():
         cut = [
-            g.op("Slice", [name, *(g.const([i], np.int64) for i in (begin, end, axis))])
+            g.op("Slice", [name, *(g.const([i], np.int64) for i in (begin, end)), g.fixed([axis])])
             for begin, end in ((shift, 2**63 - 1), (0, shift))
         ]
         name = g.op("Concat", cut, axis=axis)

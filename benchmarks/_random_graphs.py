@@ -158,6 +158,18 @@ class Grower:
         self.constants.append((array, name))
         return name
 
+    def fixed(self, data: Any) -> str:
+        """Integers that no caller overrides and no node computes: the axes of a Slice.
+
+        onnxruntime (1.31.1) takes axes that it does not know for the first ones, infers a wrong shape, and
+        refuses the model once starts and ends are constants.
+        """
+        array = np.asarray(data, np.int64)
+        if self.flip(0.3):
+            return self._constant_node(array)
+        self.initializers.append(numpy_helper.from_array(array, self.name("w")))
+        return self.initializers[-1].name
+
     def _new_constant(self, array: np.ndarray) -> str:
         form = self.rng.random()
         if form < 0.5:

@@ -17,7 +17,7 @@ def _dim_of(g: Grower, x: Tensor, axis: int) -> str:
         return str(g.op("Shape", [x.name], start=axis, end=axis + 1))
     shape = g.op("Shape", [x.name])
     if form == 1:
-        bounds = [g.const([axis], np.int64), g.const([axis + 1], np.int64), g.const([0], np.int64)]
+        bounds = [g.const([axis], np.int64), g.const([axis + 1], np.int64), g.fixed([0])]
         return str(g.op("Slice", [shape, *bounds]))
     if form == 2:
         return str(g.op("Gather", [shape, g.const([axis], np.int64)], axis=0))
@@ -177,7 +177,8 @@ def slice_(g: Grower) -> None:
         end, step = g.number(begin + 1, size), g.number(1, 2)
         length = (len(range(begin, end, step)), 0)
         begin = begin - size if g.flip(0.3) else begin
-    inputs = [g.const([n], np.int64) for n in (begin, end, axis, step)]
+    bounds = [g.const([n], np.int64) for n in (begin, end)]
+    inputs = [*bounds, g.fixed([axis]), g.const([step], np.int64)]
     shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
     g.add("Slice", [x, *inputs[: 3 if step == 1 and g.flip() else 4]], shape, kind=x.kind, exact=x.exact)
 
