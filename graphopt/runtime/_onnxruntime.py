@@ -190,7 +190,7 @@ def _value_of_tensor(tensor: ir.TensorProtocol) -> Any:
     if _travels_as_bytes(tensor.dtype):
         return _value_of_bytes(tensor.tobytes(), tensor.dtype, tuple(tensor.shape.numpy()))
     # not a view: the map behind it is released once onnxruntime has copied the data
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(tensor.numpy(), order="C"))
 
 
 def _value_of_array(array: np.ndarray) -> Any:
@@ -198,8 +198,8 @@ def _value_of_array(array: np.ndarray) -> Any:
 
     dtype = ir.DataType.from_numpy(array.dtype)
     if _travels_as_bytes(dtype):
-        return _value_of_bytes(ir.Tensor(np.ascontiguousarray(array)).tobytes(), dtype, array.shape)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return _value_of_bytes(ir.Tensor(np.asarray(array, order="C")).tobytes(), dtype, array.shape)
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))  # a scalar stays one
 
 
 def _travels_as_bytes(dtype: ir.DataType) -> bool:

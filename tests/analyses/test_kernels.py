@@ -492,6 +492,14 @@ class TestRuntimeFallback:
         assert runs_in_session(node)
         np.testing.assert_allclose(evaluate_by_runtime(node, [x, w], 17)[0], x @ w, rtol=1e-6)
 
+    def test_a_scalar_stays_a_scalar(self):
+        from graphopt.analyses.kernels.fallback import evaluate_by_runtime
+
+        given = [np.array(-8.0, np.float32), np.array(0.5, np.float32)]
+        _, node = one_node("PRelu", given, {}, 17)
+        (result,) = evaluate_by_runtime(node, given, 17)
+        assert (result.shape, result.tolist()) == ((), -4.0)
+
     def test_says_why_onnxruntime_cannot(self):
         from graphopt.analyses.kernels.fallback import evaluate_by_runtime
 

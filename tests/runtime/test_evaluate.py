@@ -275,6 +275,18 @@ def test_weights_inputs_and_outputs_of_every_element_type(name, dtype, limit):
     np.testing.assert_array_equal(outputs["u"], table.astype(np.float32))
 
 
+def test_a_scalar_of_a_type_that_numpy_lacks_stays_a_scalar():
+    model = ir.from_proto(
+        onnx.parser.parse_model(
+            """<ir_version: 11, opset_import: ["" : 23]> g (bfloat16 x, float s) => (int64[r] y, float t)
+            { y = Shape(s) t = Cast <to = 1> (x) }"""
+        )
+    )
+    (outputs,) = evaluate.run(model, [{"x": np.array(3, ml_dtypes.bfloat16), "s": np.float32(2)}]).outputs
+    assert outputs["y"].shape == (0,)
+    assert (outputs["t"].shape, outputs["t"].tolist()) == ((), 3.0)
+
+
 def test_sequences_strings_and_scalars(parse):
     model = parse("""<ir_version: 8, opset_import: ["" : 17]>
         g (float[N] x, string[M] s, float f) => (seq(float[N]) y, string[M] t, float h) {

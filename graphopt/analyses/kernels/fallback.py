@@ -82,5 +82,5 @@ def _run(model: ir.Model, inputs: Sequence[Array | None]) -> list[Array]:
     options.intra_op_num_threads = 1
     content = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    feeds = {f"x{i}": np.ascontiguousarray(a) for i, a in enumerate(inputs) if a is not None}
+    feeds = {f"x{i}": np.asarray(a, order="C") for i, a in enumerate(inputs) if a is not None}
     return list(session.run(None, feeds))
