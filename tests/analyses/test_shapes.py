@@ -335,6 +335,28 @@ def test_quantized_pools_are_pools(infer):
     assert known["y"].static == (1, 4, 1, 1)
 
 
+def test_what_onnxruntimes_optimizer_makes(parse, run):
+    """The inferred shapes against those of onnxruntime."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[1, 3, 8, 8] x, float[2, 3, 4] m, float[5, 4] n, float[3, 6] g, float[4] s) =>
+          (float[a, b, c, d] conv, float[e, f, h] product, float[i, j] gemm,
+           float[k, l, o] norm, float[p, q, r] sum)
+        <float[2, 3, 3, 3] w = {W}> {
+          conv = com.microsoft.FusedConv<activation = "Relu", strides = [2, 2], pads = [1, 1, 1, 1]>(x, w)
+          t = Transpose<perm = [0, 2, 1]>(m)
+          product = com.microsoft.FusedMatMul<transA = 1, transB = 1, alpha = 2.0>(t, n)
+          gemm = com.microsoft.FusedGemm<transA = 1, activation = "Relu">(g, g)
+          norm, , , sum = com.microsoft.SkipLayerNormalization(m, m, s)
+        }""".replace("W", ", ".join("1" * 54))
+    model = parse(text, check=False)
+    known = {v.name: i.static for v, i in shapes.infer(model).items()}
+    rng = np.random.default_rng(0)
+    sizes = {v.name: tuple(v.shape.numpy()) for v in model.graph.inputs}
+    made = run(model, {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()})
+    for output, array in zip(model.graph.outputs, made, strict=True):
+        assert known[output.name] == array.shape, output.name
+
+
 def test_rules_that_nobody_checked_are_switched_off(infer):
     known, _ = infer(
         """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>

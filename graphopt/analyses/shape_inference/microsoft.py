@@ -6,7 +6,7 @@ from graphopt.analyses import dims as d
 from graphopt.analyses.shape_inference._known import Inferred
 from graphopt.analyses.shape_inference._op import Op, Unknown, rule
 from graphopt.analyses.shape_inference.elementwise import broadcast_all, like
-from graphopt.analyses.shape_inference.linear import convolved, pooled
+from graphopt.analyses.shape_inference.linear import convolved, matrix_product, pooled
 
 __all__: list[str] = []
 _DOMAIN = "com.microsoft"
@@ -58,3 +58,38 @@ def _quantized_global_pool(op: Op) -> Inferred:
         raise Unknown
     image = op.dims(0)
     return Inferred(op[0].dtype, (*image[:2], *([1] * (len(image) - 2))))
+
+
+@rule("FusedConv", domain=_DOMAIN)
+def _fused_conv(op: Op) -> Inferred:
+    return Inferred(op[0].dtype, convolved(op, 0, 1))
+
+
+@rule("FusedGemm", domain=_DOMAIN)
+def _fused_gemm(op: Op) -> Inferred:
+    row, column = op.integer("transA", 0) != 0, op.integer("transB", 0) == 0
+    return Inferred(op[0].dtype, (op.dims(0)[row], op.dims(1)[column]))
+
+
+@rule("FusedMatMul", domain=_DOMAIN)
+def _fused_matmul(op: Op) -> Inferred:
+    """A product of operands whose last two axes are swapped first, where both have them."""
+    if op.integer("transBatchA", 0) or op.integer("transBatchB", 0):
+        raise Unknown
+    sides = []
+    for index, name in enumerate(("transA", "transB")):
+        side = op.dims(index)
+        swapped = op.integer(name, 0) != 0 and len(side) > 1
+        sides.append((*side[:-2], side[-1], side[-2]) if swapped else side)
+    return Inferred(op[0].dtype, matrix_product(*sides))
+
+
+@rule("MatMulNBits", domain=_DOMAIN)
+def _packed_product(op: Op) -> Inferred:
+    return Inferred(op[0].dtype, (*op.dims(0)[:-1], op.integer("N", 0)))
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)
+def _skip_normalization(op: Op) -> list[Inferred]:
+    """The result; mean and deviation, which runtimes leave out; the sum that was normalized."""
+    return [like(op[0]), Inferred(), Inferred(), like(op[0])]
