@@ -246,7 +246,7 @@ class _Show(NamedTuple):
             _print(report.table())
             if self.match is not None:
                 _print(explain.table(groups, self.match))
-            for line in report.closing_lines():
+            for line in [*filter(None, [explain.hint(groups)]), *report.closing_lines()]:
                 click.echo(line)
 
 

@@ -20,10 +20,11 @@ from graphopt.rewrite import Refusal
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["LeftAlone", "Standing", "grouped", "standing", "table"]
+__all__ = ["LeftAlone", "Standing", "grouped", "hint", "standing", "table"]
 
 #: How many places of a group the table names.
 _SHOWN: Final = 3
+_NEWER = re.compile(r"needs opset (\d+), the model has \d+")
 _NODE = re.compile(r"\S+ (?:'.*'|\(output '.*'\))")
 _TENSOR = re.compile(r"(?:weight )?'(.*)'")
 
@@ -154,3 +155,12 @@ def table(groups: Sequence[LeftAlone], text: str = "") -> RenderableType:
         names += ["…"] if len(group.places) > _SHOWN else []
         made.add_row(Text(f"  {group.reason}", style="dim"), str(len(group.places)), Text("\n".join(names)))
     return made
+
+
+def hint(groups: Sequence[LeftAlone]) -> str:
+    """How to get what only waits for a newer opset; empty where nothing does."""
+    waiting = [(found[1], group) for group in groups if (found := _NEWER.search(group.reason))]
+    if not waiting:
+        return ""
+    newest, count = max(int(opset) for opset, _ in waiting), sum(len(group.places) for _, group in waiting)
+    return f"{count} of these places need a newer opset: graphopt optimize --target-opset {newest}"

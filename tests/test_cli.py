@@ -137,6 +137,7 @@ def test_explain_says_what_was_not_fused_and_why(cli, gelu):
     lines = text[text.index("gelu (fuse)") :].splitlines()
     assert " ".join(lines[1].split()) == "Gelu needs opset 20, the model has 17 2 Erf (output 'e')"
     assert lines[2].strip() == "Erf (output 'e2')"
+    assert "2 of these places need a newer opset: graphopt optimize --target-opset 20" in text
     assert "gelu (fuse)" not in cli("optimize", "gelu.onnx", "-o", "opt.onnx").stdout
     assert (
         "(output 'e')" not in cli("optimize", "gelu.onnx", "-o", "o.onnx", "--explain-match", "'e2'").stdout
