@@ -158,7 +158,7 @@ def rotary(g: Grower) -> None:
 def _cut(g: Grower, name: str, begin: int, end: int, step: int = 1) -> str:
     """A part of the last axis."""
     bounds = [g.const([n], np.int64) for n in (begin, end)]
-    return str(g.op("Slice", [name, *bounds, g.fixed([-1]), g.const([step], np.int64)]))
+    return str(g.op("Slice", [name, *bounds, g.fixed([-1]), g.fixed([step])]))
 
 
 def _rotate(g: Grower, name: str, length: int, size: int) -> str:

@@ -159,10 +159,10 @@ class Grower:
         return name
 
     def fixed(self, data: Any) -> str:
-        """Integers that no caller overrides and no node computes: the axes of a Slice.
+        """Integers that no caller overrides and no node computes: axes and steps of a Slice.
 
-        onnxruntime (1.31.1) takes axes that it does not know for the first ones, infers a wrong shape, and
-        refuses the model once starts and ends are constants.
+        onnxruntime (1.31.1) takes axes that it does not know for the first ones, and steps for 1, infers a
+        wrong shape, and refuses the model once starts and ends are constants.
         """
         array = np.asarray(data, np.int64)
         if self.flip(0.3):

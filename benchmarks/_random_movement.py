@@ -178,7 +178,7 @@ def slice_(g: Grower) -> None:
         length = (len(range(begin, end, step)), 0)
         begin = begin - size if g.flip(0.3) else begin
     bounds = [g.const([n], np.int64) for n in (begin, end)]
-    inputs = [*bounds, g.fixed([axis]), g.const([step], np.int64)]
+    inputs = [*bounds, g.fixed([axis]), g.fixed([step])]
     shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
     g.add("Slice", [x, *inputs[: 3 if step == 1 and g.flip() else 4]], shape, kind=x.kind, exact=x.exact)
 
