@@ -60,7 +60,7 @@ class ViewChain(Rule[tuple[ir.Node, ...]]):
                 f"opset {context.opset} has no Reshape to a computed shape; convert to {_MIN_OPSET} or later"
             )
         if _best_plan(match, context) is None:
-            return f"shapes are unknown, or the {len(match)} operators up to {describe(match[0])} are needed"
+            return f"{len(match)} operators up to {describe(match[0])} are needed, or shapes are unknown"
         return None
 
     def rewrite(self, match: tuple[ir.Node, ...], context: Context) -> None:
