@@ -32,8 +32,8 @@ from graphopt.runtime._error_sums import Evidence, Sums, decibels, ratio
 
 __all__ = ["Comparison", "OutputComparison", "compare", "merge"]
 
-#: Elements that are compared at once.
-_CHUNK = 1 << 20
+#: Elements that are compared at once: few enough for the caches of a processor.
+_CHUNK = 1 << 16
 #: Stands for a value that one side does not have at all, not even as an absent optional (None).
 _MISSING = object()
 
