@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import data, graph
+from graphopt import data, graph, registry
 from graphopt.errors import UnsupportedError
 from graphopt.recipe import Recipe, Verify
 from graphopt.runtime import compare, evaluate, samples
@@ -66,7 +66,11 @@ class Verdict:
 
 
 def draw_feeds(recipe: Recipe, model: ir.Model) -> tuple[Feeds, evaluate.Evaluation, list[str]]:
-    """The sample inputs of a run, what the model makes of them, and notes on what could not be varied."""
+    """The sample inputs of a run, what the model makes of them, and notes on what could not be varied.
+
+    Exact passes must agree in every element of every sample; of approximate ones the samples are statistics,
+    so that none is left out.
+    """
     arrays = data.calibration(recipe, model)
     verify = recipe.verify
     if arrays is not None:
@@ -77,7 +81,8 @@ def draw_feeds(recipe: Recipe, model: ir.Model) -> tuple[Feeds, evaluate.Evaluat
             feeds.append(data.rows(arrays, start, count))
             start += count
         return feeds, evaluate.run(model, feeds), []
-    drawn = samples.draw(model, verify.samples, verify.seed, recipe.model.inputs)
+    approximate = not all(registry.is_exact(type(step.pass_)) for step in recipe.passes)
+    drawn = samples.draw(model, verify.samples, verify.seed, recipe.model.inputs, repeats=approximate)
     notes = [f"axis '{axis}' is declared dynamic but runs at one size only" for axis in drawn.fixed_axes]
     assert drawn.evaluation is not None
     return drawn.feeds, drawn.evaluation, notes

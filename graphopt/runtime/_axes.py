@@ -28,8 +28,8 @@ _IMAGE_NAME = re.compile(r"height|width|image|^[hw]$|_[hw]$", re.IGNORECASE)
 
 #: Sizes to try for an axis, most likely first.
 _CANDIDATES: dict[Kind, tuple[int, ...]] = {
-    "sequence": (16, 8, 32, 64, 128, 4, 1, 2, 256, 512, 1024),
-    "image": (224, 320, 64, 256, 32, 128, 48, 96, 384, 512, 640, 1024, 16),
+    "sequence": (8, 16, 32, 64, 128, 4, 1, 2, 256, 512, 1024),
+    "image": (64, 224, 320, 256, 32, 128, 48, 96, 384, 512, 640, 1024, 16),
     "audio": (4096, 16000, 1024, 512, 256, 8000, 32000, 48000, 128, 16),
     "other": (16, 8, 32, 64, 128, 224, 256, 320, 512, 1024, 16000, 4, 1, 2),
 }
@@ -40,7 +40,7 @@ _LONGEST_EXPRESSION = 200
 _SHAPE_ELEMENTS = 8
 _LARGEST_BAKED = 65536
 _MOST_BAKED = 48
-_LONG = 1024
+_SHORT, _LONG = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,13 @@ def candidates(axes: Sequence[Axis], *, mixed: bool) -> Iterator[dict[str, int]]
 
 
 def neighbours(size: int) -> list[int]:
-    """Other sizes near one that works, most likely to work first; series are long, and move by frames."""
+    """Other sizes near one that works, most likely to work first; long series move by frames.
+
+    A short series takes any size, as a rule: it first gets one that has no factor in common with its own.
+    """
     near = dict.fromkeys((size + 32, size * 2, size + 1, size + size // 2, size // 2))
+    if size <= _SHORT:
+        near = dict.fromkeys((3 * size + 1, *near))
     if size >= _LONG:
         near = dict.fromkeys((size + size // 2, *near))
     return [other for other in near if other not in (0, size)]

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt import limits
 from graphopt.errors import UnsupportedError
 from graphopt.graph import release
 from graphopt.runtime._weights import Structure
@@ -23,6 +24,10 @@ from graphopt.runtime._weights import Structure
 __all__ = ["InputsRefused", "NoKernelError", "OrtSession", "Settings", "first_line"]
 
 _PROVIDERS = ["CPUExecutionProvider"]
+#: Weights below which one thread is enough, and packed copies of them cost nothing.
+_SMALL_MODEL = 8 * limits.MIB
+#: Threads for a larger model: samples are small, and threads that wait for work cost more than they gain.
+_MOST_THREADS = 4
 #: Nodes above which onnxruntime may not plan which buffers to use again: its search is quadratic in the nodes
 #: (3.4 s of 4,000 nodes, 0.2 s without it; a buffer is still freed after its last use).
 _MOST_PLANNED_NODES = 500
@@ -43,8 +48,8 @@ class Settings:
 
     Attributes:
         optimize: Whether onnxruntime's graph optimizations are on.
-        threads: Threads inside an operator; None lets onnxruntime choose.
-        lean: Save memory: no prepacked copies of weights, no memory arena.
+        threads: Threads inside an operator; None takes as many as the model's size asks for.
+        lean: Save memory: no packed copies of weights, no memory arena.
     """
 
     optimize: bool = False
@@ -62,7 +67,7 @@ class OrtSession:
 
     def __init__(self, structure: Structure, settings: Settings) -> None:
         options = _session_options(settings)
-        options.enable_mem_reuse = len(structure.proto.graph.node) <= _MOST_PLANNED_NODES
+        _fit(options, structure, settings)
         folder = structure.folder()
         if folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
@@ -128,13 +133,22 @@ def _session_options(settings: Settings) -> Any:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # below fatal, failures come as exceptions and need not be printed too
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if settings.threads is not None:
-        options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
     if settings.lean:
-        options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
     return options
+
+
+def _fit(options: Any, structure: Structure, settings: Settings) -> None:
+    """Set what depends on the size of the model; a few runs do not pay for packed copies of large weights."""
+    small = structure.weight_bytes() < _SMALL_MODEL
+    options.intra_op_num_threads = settings.threads or (
+        1 if small else min(_MOST_THREADS, os.cpu_count() or 1)
+    )
+    options.enable_mem_reuse = len(structure.proto.graph.node) <= _MOST_PLANNED_NODES
+    if settings.lean or not (small or settings.optimize):
+        options.add_session_config_entry("session.disable_prepacking", "1")
 
 
 def _in_memory_weights(structure: Structure) -> tuple[list[str], list[Any]]:

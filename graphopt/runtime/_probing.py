@@ -73,8 +73,11 @@ class Plan:
     others: list[Sizes] = field(default_factory=list)
     fixed: Sizes = field(default_factory=dict)
 
-    def sizes(self, count: int) -> list[Sizes]:
-        """Sizes for ``count`` samples, each axis at two sizes as early as can be."""
+    def sizes(self, count: int, repeats: bool = True) -> list[Sizes]:
+        """Sizes for ``count`` samples, each axis at two sizes as early as can be.
+
+        Without ``repeats`` there are only as many as are different, and two at least.
+        """
         base, others = self.base.sizes, self.others or [{}]
         if count == 2:
             return [base, {**base, **others[0], **self.batch}]
@@ -82,7 +85,8 @@ class Plan:
         series += [{**base, **other} for other in others]
         series += [{**base, **other, **self.batch} for other in others]
         distinct = [sizes for index, sizes in enumerate(series) if sizes not in series[:index]]
-        return list(itertools.islice(itertools.cycle(distinct), count))
+        length = count if repeats else min(count, max(len(distinct), 2))
+        return list(itertools.islice(itertools.cycle(distinct), length))
 
 
 def _key(sizes: Sizes, how: _values.Draw) -> _Key:
@@ -166,20 +170,24 @@ class Prober:
                 return f"input '{spec.name}' of shape {list(shape)} passes the limit {limit}"
         return ""
 
-    def find(self, count: int) -> tuple[list[Trial], Sizes]:
+    def find(self, count: int, repeats: Callable[[Sizes], bool]) -> tuple[list[Trial], Sizes]:
         """``count`` trials that the model runs on, and the axes that no other size was found for.
+
+        Args:
+            count: How many; there are fewer where sizes would have to be repeated that need not be.
+            repeats: Whether the model needs several samples at sizes like these.
 
         Raises:
             UnsupportedError: The model runs on none of the sizes tried.
         """
-        guessed = self._guess(count) if self._session.segmented else []
+        guessed = self._guess(count, repeats) if self._session.segmented else []
         if guessed:
             return guessed, {}
         plan = self._plan()
-        trials = [self._settle(plan, sizes, sample) for sample, sizes in enumerate(plan.sizes(count))]
-        return trials, plan.fixed
+        wanted = plan.sizes(count, repeats(plan.base.sizes))
+        return [self._settle(plan, sizes, sample) for sample, sizes in enumerate(wanted)], plan.fixed
 
-    def _guess(self, count: int) -> list[Trial]:
+    def _guess(self, count: int, repeats: Callable[[Sizes], bool]) -> list[Trial]:
         """Trials at the likeliest sizes, run in one go, which reads a segmented model's weights once.
 
         Empty where the model does not take one of them.
@@ -188,7 +196,7 @@ class Prober:
         batches = self._labels(True)
         base = Trial({**dict.fromkeys(batches, 1), **others}, self._draw, Quality.REFUSED)
         near = {label: neighbours(size)[0] for label, size in others.items()}
-        wanted = Plan(base, dict.fromkeys(batches, 2), [near]).sizes(count)
+        wanted = Plan(base, dict.fromkeys(batches, 2), [near]).sizes(count, repeats(base.sizes))
         trials = [replace(base, sizes=s, how=replace(base.how, sample=i)) for i, s in enumerate(wanted)]
         if any(self._impossible(trial.sizes) for trial in trials):
             return []
@@ -205,8 +213,11 @@ class Prober:
         plan = Plan(self._find_base())
         self._draw = plan.base.how
         batch, others = (self._labels(is_batch) for is_batch in (True, False))
+        # the values of the sample that will have these sizes, so that it has been run by then
+        self._draw = replace(plan.base.how, sample=1)
         found = self._vary(plan.base, batch, _other_batches)
         plan.batch = found[0] if found else {}
+        self._draw = replace(plan.base.how, sample=2 if plan.batch else 1)
         plan.others = self._vary(plan.base, others, neighbours)
         varied = set(plan.batch).union(*plan.others)
         plan.fixed = {label: plan.base.sizes[label] for label in (*batch, *others) if label not in varied}

@@ -65,7 +65,7 @@ class Session:
     Args:
         model: The model, or its structure, which is then shared and must not be changed.
         optimize: Whether onnxruntime's graph optimizations are on.
-        threads: Threads inside an operator; None lets onnxruntime choose.
+        threads: Threads inside an operator; None takes as many as the size of the model asks for.
         segment_weights: Bytes of weights above which the model runs segment by segment.
 
     Raises:

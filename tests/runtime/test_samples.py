@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -171,6 +173,61 @@ def test_odd_axis_names_are_plain_names(name):
     found = samples.draw(ir.from_proto(proto), 2, 0)
     assert [set(axes) for axes in found.axes] == [{name}, {name}]
     assert len({axes[name] for axes in found.axes}) == 2
+
+
+# Repeated sizes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sizes"),
+    [
+        ("float[1, 3, 96, 96] x", [1, 1]),  # noise: two draws in any case
+        ("float[batch, 3, 96, 96] x", [1, 2]),
+        (
+            "float[1, 64] x",
+            [1, 1, 1, 1],
+        ),  # a short vector: half of what a Relu lets pass is another each time
+        ("float[batch, 64] x", [1, 2, 1, 2]),
+        ("float[1, 3, 96, 96] x, float[1] scale", [1, 1, 1, 1]),
+        ("float[1, 3, 96, 96] x, bool[1, 3, 96, 96] keep", [1, 1, 1, 1]),
+        ("float[1, 3, 96, 96] x, int64[1, 3, 96, 96] ids", [1, 1, 1, 1]),
+    ],
+)
+def test_sizes_are_repeated_only_where_another_draw_goes_other_ways(inputs, sizes):
+    names = re.findall(r"\w+(?=,|$)", re.sub(r"\[.*?\]", "", inputs))
+    outputs = re.sub(r"\w+(\[.*?\]) (\w+)", r"float\1 \2_out", inputs)
+    body = " ".join(f"{name}_out = Cast <to = 1> ({name})" for name in names)
+    model = model_of(f"g ({inputs}) => ({outputs}) {{ {body} }}")
+    found = samples.draw(model, 4, 0, repeats=False)
+    assert [feed["x"].shape[0] for feed in found.feeds] == sizes
+    assert len({feed["x"].tobytes() for feed in found.feeds}) == len(sizes)
+
+
+def test_a_model_that_branches_gets_all_its_samples():
+    model = model_of(
+        """g (float[1, 3, 96, 96] x) => (float[1, 3, 96, 96] y) <float zero = {0}> {
+          mean = ReduceMean <keepdims = 0> (x)
+          up = Greater(mean, zero)
+          y = If (up) <
+            then_branch = t () => (float[1, 3, 96, 96] p) { p = Relu(x) },
+            else_branch = e () => (float[1, 3, 96, 96] q) { q = Neg(x) }
+          >
+        }"""
+    )
+    assert len(samples.draw(model, 3, 0, repeats=False).feeds) == 3
+
+
+def test_no_sample_is_run_twice(monkeypatch):
+    runs = []
+    original = evaluate.Session.run_all
+    monkeypatch.setattr(
+        evaluate.Session, "run_all", lambda s, feeds: runs.extend(feeds) or original(s, feeds)
+    )
+    model = model_of("g (int64[batch, seq] ids) => (float[A, B, C] y) { y = Gather(w, ids) }", w=TABLE)
+    found = samples.draw(model, 3, 0)
+    assert [feed["ids"].shape for feed in runs] == [(1, 8), (2, 8), (1, 25)]
+    for wanted, feed in zip(found.feeds, runs, strict=True):
+        np.testing.assert_array_equal(feed["ids"], wanted["ids"])
 
 
 # Pinned axes
@@ -579,7 +636,7 @@ def test_large_models_are_probed_in_segments(monkeypatch):
         v=np.ones((16, 32), np.float32),
     )
     found = samples.draw(model, 4, 0)
-    assert [a.shape for a in column(found, "ids")] == [(1, 16), (2, 16), (1, 48), (2, 48)]
+    assert [a.shape for a in column(found, "ids")] == [(1, 8), (2, 8), (1, 25), (2, 25)]
     assert runs == [4]  # the weights were read once
 
 
