@@ -75,6 +75,7 @@ def run(
     outputs: Sequence[str | os.PathLike[str]] | None = None,
     settings: Iterable[str] = (),
     allow_code: bool = False,
+    verify: bool = True,
     progress: Progress = _silent,
 ) -> RunResult:
     """Run a recipe over a model, write its outputs and its report.
@@ -85,6 +86,8 @@ def run(
         outputs: Files to write, instead of the recipe's own.
         settings: Overrides such as ``quantize-weights.granularity=per-tensor``.
         allow_code: Whether the recipe may import Python code by path.
+        verify: False runs no model, as the recipe's own ``verify: false``: only interface and structure are
+            checked.
         progress: Called before each pass with its number, the count of passes, and its name.
 
     Raises:
@@ -92,6 +95,7 @@ def run(
         VerificationError, GateError: a pass was rejected and the recipe says ``on_failure: stop``.
     """
     parsed = _recipe(recipe, settings, allow_code)
+    parsed = parsed if verify else parsed.without_verification()
     targets = [Path(o) for o in (parsed.outputs if outputs is None else outputs)]
     emitters = [conversion.emitter_for(target) for target in targets]
     loaded = load(model)
@@ -121,6 +125,7 @@ def optimize(
     *,
     target_opset: int | None = ...,
     target: Target | None = ...,
+    verify: bool = ...,
     progress: Progress = ...,
 ) -> onnx.ModelProto: ...
 @overload
@@ -129,6 +134,7 @@ def optimize(
     *,
     target_opset: int | None = ...,
     target: Target | None = ...,
+    verify: bool = ...,
     progress: Progress = ...,
 ) -> ir.Model: ...
 def optimize(
@@ -136,6 +142,7 @@ def optimize(
     *,
     target_opset: int | None = None,
     target: Target | None = None,
+    verify: bool = True,
     progress: Progress = _silent,
 ) -> onnx.ModelProto | ir.Model:
     """The built-in exact recipe: the same function in fewer nodes; a ModelProto gives a ModelProto back.
@@ -144,9 +151,15 @@ def optimize(
         model: The model; it is not changed.
         target_opset: Convert to this opset first, so that its operators may be used (Attention has 23).
         target: ``"onnxruntime"``: let its own optimizer run last, whose operators other runtimes lack.
+        verify: Whether the result is run beside the model and taken back where it differs; without, only
+            interface and structure are checked.
         progress: Called before each pass.
     """
-    return run(optimize_recipe(target_opset, target), model, progress=progress).model
+    recipe = optimize_recipe(target_opset, target)
+    recipe = recipe if verify else recipe.without_verification()
+    pipeline = Pipeline(recipe, load(model), progress=progress, reported=False)
+    pipeline.run()
+    return _in_kind(model, pipeline.model)
 
 
 def optimize_recipe(target_opset: int | None = None, target: Target | None = None) -> Recipe:

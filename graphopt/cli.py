@@ -36,6 +36,9 @@ _MATCH = click.option(
     metavar="TEXT",
     help="The same for nodes, rules and reasons with TEXT in them.",
 )
+_NO_VERIFY = click.option(
+    "--no-verify", is_flag=True, help="Run no model: check interface and structure only."
+)
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
 
@@ -54,6 +57,7 @@ def cli() -> None:
 @click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Override an option.")
 @click.option("--dry-run", is_flag=True, help="Check recipe, model and data; run no pass, write nothing.")
 @click.option("--allow-code", is_flag=True, help="Let the recipe import Python code (package.module:name).")
+@_NO_VERIFY
 @_EXPLAIN
 @_MATCH
 @_JSON
@@ -65,6 +69,7 @@ def run(
     settings: tuple[str, ...],
     dry_run: bool,
     allow_code: bool,
+    no_verify: bool,
     explain: bool,
     match: str | None,
     as_json: bool,
@@ -75,6 +80,7 @@ def run(
     from graphopt import recipe as recipes
 
     parsed = recipes.load(recipe, settings=settings, allow_code=allow_code)
+    parsed = parsed.without_verification() if no_verify else parsed
     if dry_run:
         _Show(as_json, quiet).report(api.plan(parsed, model))
         return
@@ -92,6 +98,7 @@ def run(
     type=click.Choice(["onnxruntime"]),
     help="Let this runtime's own optimizer run last, if the result is no slower: others may not run it.",
 )
+@_NO_VERIFY
 @_EXPLAIN
 @_MATCH
 @_JSON
@@ -101,6 +108,7 @@ def optimize(
     output: Path,
     target_opset: int | None,
     target: Literal["onnxruntime"] | None,
+    no_verify: bool,
     explain: bool,
     match: str | None,
     as_json: bool,
@@ -110,7 +118,8 @@ def optimize(
     from graphopt import api
 
     show = _Show(as_json, quiet, match or ("" if explain else None))
-    _run(api.optimize_recipe(target_opset, target), model, [output], show)
+    recipe = api.optimize_recipe(target_opset, target)
+    _run(recipe.without_verification() if no_verify else recipe, model, [output], show)
 
 
 @cli.command()

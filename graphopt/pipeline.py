@@ -2,13 +2,16 @@
 
 A pass is accepted when the model it leaves keeps its interface, passes the ONNX checker, runs, computes
 the same function (an exact pass) or keeps its gate (any pass). Otherwise the model goes back to what it
-was, and the run goes on or stops as the recipe says.
+was, and the run goes on or stops as the recipe says. With ``verify: false`` no model is run and no weight
+is read: interface, checker and gates that need no numbers are what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -31,6 +34,25 @@ def _silent(number: int, total: int, name: str) -> None:
     """The default: no progress is shown."""
 
 
+#: Objects that may be made before Python looks for cycles among them; it asks for 700 otherwise. A model is
+#: hundreds of thousands of long-lived objects, which each search walks again.
+_COLLECT_AFTER = 100_000
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let the garbage collector run seldom within a ``with`` block."""
+    before = gc.get_threshold()
+    if not 0 < before[0] < _COLLECT_AFTER:  # it is off, or lazier already
+        yield
+        return
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 @dataclass
 class _Rejection(Exception):  # noqa: N818 - control flow inside this module, never seen outside
     """Why the model that a pass left is not accepted."""
@@ -41,15 +63,20 @@ class _Rejection(Exception):  # noqa: N818 - control flow inside this module, ne
 
 @dataclass
 class Pipeline:
-    """One run. ``model`` is the accepted model at any time; the caller's model is never touched."""
+    """One run. ``model`` is the accepted model at any time; the caller's model is never touched.
+
+    ``reported`` tells whether anyone will read the report: without, of the costs only the nodes are counted,
+    and refusals are not gone through.
+    """
 
     recipe: Recipe
     model: ir.Model
     source: str = "<model>"
     progress: Progress = _silent
+    reported: bool = True
     report: RunReport = field(init=False)
     _axes: dict[str, int] = field(init=False)
-    _verifier: Verifier = field(init=False)
+    _verifier: Verifier | None = field(init=False, default=None)  # None: nothing is run
     _interface: io.Interface = field(init=False)
     _untouched: ir.Model | None = field(init=False, default=None)  # equal to ``model`` while it is not None
 
@@ -60,6 +87,10 @@ class Pipeline:
             VerificationError, GateError: a pass was rejected and the recipe says ``on_failure: stop``; the
                 error's ``report`` attribute holds what happened until then.
         """
+        with _few_collections():
+            return self._run()
+
+    def _run(self) -> RunReport:
         self._start()
         number = 0
         for chain in _chains(self.recipe):
@@ -68,7 +99,8 @@ class Pipeline:
                     self._announce(number + offset, step)
                     self._run_step(step)
             number += len(chain)
-        self._explain()
+        if self.reported:
+            self._explain()
         self._finish()
         return self.report
 
@@ -91,12 +123,19 @@ class Pipeline:
         self._interface = io.interface(self.model)
         self._check_pinned()
         self._axes = self._pinned_axes()
-        before = costs.measure(self.model, self._axes)
-        self.report = RunReport(self.source, before, before)
-        self._verifier = Verifier.start(self.recipe, self.model)
-        self.report.notes += self._verifier.notes
-        self.report.metric_name = data.metric_name(self.recipe)
-        self.report.metric_before = self.report.metric_after = data.metric(self.recipe, self.model)
+        before = self._measure()
+        self.report = RunReport(self.source, before, before, verified=self.recipe.verified)
+        if self.recipe.verified:
+            self._verifier = Verifier.start(self.recipe, self.model)
+            self.report.notes += self._verifier.notes
+            self.report.metric_name = data.metric_name(self.recipe)
+        self.report.metric_before = self.report.metric_after = self._metric()
+
+    def _measure(self) -> costs.Costs:
+        return costs.measure(self.model, self._axes) if self.reported else costs.count(self.model)
+
+    def _metric(self) -> float | None:
+        return data.metric(self.recipe, self.model) if self.recipe.verified else None
 
     def _check_pinned(self) -> None:
         names = {v.name: v for v in self.model.graph.inputs}
@@ -157,12 +196,12 @@ class Pipeline:
     def _accept_chain(self, last: StepReport) -> None:
         """Judge the model that a chain of exact passes left; the verdict goes to its last applied pass."""
         last.verdict = self._checked_verdict()
-        if not last.verdict.agrees:
+        if last.verdict and not last.verdict.agrees:
             raise _Rejection(f"changed the numbers: {last.verdict.reason}", VerificationError)
-        after = costs.measure(self.model, self._axes)
+        after = self._measure()
         last.metric_before = self.report.metric_after
-        last.metric_after = self.report.metric_after = data.metric(self.recipe, self.model)
-        self._verifier.accept()
+        last.metric_after = self.report.metric_after = self._metric()
+        self._keep()
         self.report.after = after
 
     def _run_step(self, step: Step) -> None:
@@ -185,7 +224,7 @@ class Pipeline:
             self._reject(step, entry, rejection)
             return
         entry.status = "applied"
-        self._verifier.accept()
+        self._keep()
         self.report.after = entry.after
         self.report.metric_after = entry.metric_after
 
@@ -204,25 +243,32 @@ class Pipeline:
 
     def _judge(self, step: Step, entry: StepReport) -> None:
         """Raise a _Rejection unless the model that the pass left may be accepted; fill in the entry."""
-        entry.verdict = self._checked_verdict()
+        verdict = entry.verdict = self._checked_verdict()
         exact = registry.is_exact(type(step.pass_))
-        if entry.verdict.broken or (exact and not entry.verdict.agrees):
-            raise _Rejection(f"changed the numbers: {entry.verdict.reason}", VerificationError)
-        after = costs.measure(self.model, self._axes)
-        entry.metric_after = data.metric(self.recipe, self.model)
+        if verdict and (verdict.broken or (exact and not verdict.agrees)):
+            raise _Rejection(f"changed the numbers: {verdict.reason}", VerificationError)
+        after = self._measure()
+        entry.metric_after = self._metric()
         missed = _missed_gate(step.gate, entry, after) if step.gate else None
         if missed:
             raise _Rejection(f"gate {missed}", GateError)
         entry.after = after
         entry.summary = entry.summary or f"{after.nodes - entry.before.nodes:+d} nodes"
 
-    def _checked_verdict(self) -> Verdict:
+    def _keep(self) -> None:
+        """What was judged last is what the next pass is compared with."""
+        if self._verifier:
+            self._verifier.accept()
+
+    def _checked_verdict(self) -> Verdict | None:
         """How the model compares; raises a _Rejection where it is not valid or has another interface."""
         difference = self._interface.difference(io.interface(self.model))
         if difference:
             raise _Rejection(f"changed the interface: {difference}", VerificationError)
         try:
             proto = io.check(self.model)
+            if self._verifier is None:
+                return None
             return self._verifier.judge(evaluate.Structure.of(self.model, proto))
         except UserError as error:
             raise _Rejection(f"left a model that cannot be used: {error}", VerificationError) from error
@@ -250,6 +296,8 @@ class Pipeline:
         self.report.standing = explain.standing(runs, self.model)
 
     def _finish(self) -> None:
+        if self._verifier is None:
+            return
         self.report.overall = self._verifier.overall()
         steps = zip(self.recipe.passes, self.report.passes, strict=True)
         if all(registry.is_exact(type(s.pass_)) for s, entry in steps if entry.status == "applied"):
@@ -264,13 +312,16 @@ class Pipeline:
 
 
 def _chains(recipe: Recipe) -> list[list[Step]]:
-    """The passes in groups that are verified together: one by one, or neighbours where ``each`` is false."""
+    """The passes in groups that are verified together: one by one, or neighbours where ``each`` is false.
+
+    Where nothing is run there is nothing to tell apart: only a gate makes a pass stand alone.
+    """
     chains: list[list[Step]] = []
     joins = False
     for step in recipe.passes:
         cls = type(step.pass_)
-        alone = recipe.verify.each or step.gate is not None or not registry.is_exact(cls)
-        alone = alone or bool(getattr(cls, "alone", False))
+        each = recipe.verify.each or not registry.is_exact(cls)
+        alone = step.gate is not None or bool(getattr(cls, "alone", False)) or (recipe.verified and each)
         if joins and not alone:
             chains[-1].append(step)
         else:
@@ -292,7 +343,6 @@ def _one_line(error: BaseException) -> str:
 
 def _missed_gate(gate: Gate, entry: StepReport, after: costs.Costs) -> str | None:
     """The first gate that is not met, with the measured figure; None if all are."""
-    assert entry.verdict is not None
     if gate.must_shrink and after.bytes >= entry.before.bytes:
         return f"must_shrink: bytes went from {entry.before.bytes} to {after.bytes}"
     if gate.max_metric_drop is not None:
@@ -301,7 +351,7 @@ def _missed_gate(gate: Gate, entry: StepReport, after: costs.Costs) -> str | Non
         drop = entry.metric_before - entry.metric_after
         if drop > gate.max_metric_drop:
             return f"max_metric_drop: {gate.max_metric_drop:g}, measured {drop:.4f}"
-    return _missed_minimum(gate, entry.verdict)
+    return _missed_minimum(gate, entry.verdict) if entry.verdict else None
 
 
 def _missed_minimum(gate: Gate, verdict: Verdict) -> str | None:

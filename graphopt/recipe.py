@@ -120,6 +120,11 @@ class Gate:
     )
     must_shrink: bool = option(False, help="The model's bytes must become fewer.")
 
+    def on_numbers(self) -> list[str]:
+        """The names of those that are set and need the model to run."""
+        measured = [f.name for f in dataclasses.fields(self) if f.name != "must_shrink"]
+        return [name for name in measured if getattr(self, name) is not None]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -140,16 +145,45 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe. ``folder`` is where its data files are looked for."""
+    """A whole recipe.
+
+    Attributes:
+        passes: What to run, in order.
+        model: What it knows of the model.
+        data: Real data, where there is some.
+        verify: How every pass is checked.
+        verified: Whether models are run at all; without (``verify: false``) only interface and structure
+            are checked.
+        outputs: Files to write.
+        report: Where to write what happened.
+        folder: Where its data files are looked for.
+        allow_code: Whether it may import Python code.
+    """
 
     passes: tuple[Step, ...]
     model: ModelSection = ModelSection()
     data: Data = Data()
     verify: Verify = Verify()
+    verified: bool = True
     outputs: tuple[str, ...] = ()
     report: Report = Report()
     folder: Path = dataclasses.field(default_factory=Path)
     allow_code: bool = False
+
+    def without_verification(self) -> Recipe:
+        """The same recipe with ``verify: false``.
+
+        Raises:
+            RecipeError: A gate needs numbers, which only a model that runs has.
+        """
+        for step in self.passes:
+            for name in step.gate.on_numbers() if step.gate else ():
+                raise RecipeError(
+                    f"pass '{step.name}': gate '{name}' needs verification, which is off; "
+                    "remove the gate or verify",
+                    step.location,
+                )
+        return dataclasses.replace(self, verified=False)
 
 
 _SECTIONS: dict[str, type] = {"model": ModelSection, "data": Data, "verify": Verify, "report": Report}
@@ -206,8 +240,10 @@ class _Builder:
                 raise self.error(f"unknown key '{key}'{nearest(str(key), _KEYS)}", (key,), at_key=True)
         self.check_version(data)
         overrides = _Settings(settings)
+        verified = data.get("verify") is not False
+        given = data if verified else {**data, "verify": {}}
         sections: dict[str, Any] = {
-            name: self.convert(overrides.merged(name, _or_empty(data.get(name))), kind, (name,))
+            name: self.convert(overrides.merged(name, _or_empty(given.get(name))), kind, (name,))
             for name, kind in _SECTIONS.items()
         }
         steps = self.steps(data.get("passes"), overrides)
@@ -221,7 +257,7 @@ class _Builder:
         )
         self.check_code(recipe)
         self.check_gates(recipe)
-        return recipe
+        return recipe if verified else recipe.without_verification()
 
     def error(self, message: str, path: options.Path = (), *, at_key: bool = False) -> RecipeError:
         return RecipeError(message, self.document.locate(path, at_key=at_key))
@@ -321,6 +357,8 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of recipes, made from the pass classes, for editors."""
     properties: dict[str, Any] = {"version": {"const": 1}}
     properties |= {name: options.json_schema(kind) for name, kind in _SECTIONS.items()}
+    off = {"const": False, "description": "Run no model: check interface and structure only."}
+    properties["verify"] = {"anyOf": [properties["verify"], off]}
     properties["passes"] = {"type": "array", "items": _step_schema()}
     properties["outputs"] = {"type": "array", "items": {"type": "string"}}
     return {

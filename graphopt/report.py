@@ -77,7 +77,9 @@ class Written:
 
 @dataclass
 class RunReport:
-    """A whole run. ``standing`` are the refusals that hold for the model it ended with."""
+    """A whole run. ``standing`` are the refusals that hold for the model it ended with; where ``verified`` is
+    False no model was run.
+    """
 
     source: str
     before: Costs
@@ -90,6 +92,7 @@ class RunReport:
     metric_before: float | None = None
     metric_after: float | None = None
     standing: Sequence[explain.Standing] = ()
+    verified: bool = True
 
     def left_alone(self, text: str = "") -> list[explain.LeftAlone]:
         """Why was this not fused? What the passes left alone, by rule and reason, in the final model.
@@ -106,6 +109,7 @@ class RunReport:
             "passes": [step.to_json() for step in self.passes],
             "outputs": [vars(written) for written in self.outputs],
             "result": {**asdict(self.after), "metric": self.metric_after},
+            "verified": self.verified,
             "verify": self.overall.to_json() if self.overall else None,
             "metric": self.metric_name or None,
             "notes": self.notes,
@@ -128,7 +132,7 @@ class RunReport:
                 Text.assemble(step.name, "\n", ("  " + (step.reason or step.summary), "dim")),
                 *(_sizes(step.after) if step.measured else (str(step.after.nodes), "-", "-")),
                 f"{step.seconds:.2f} s",
-                agreement(step.verdict),
+                agreement(step.verdict) if self.verified or step.status != "applied" else "not verified",
                 Text(step.status, style=_STYLES[step.status]),
             )
         return table
@@ -145,6 +149,8 @@ class RunReport:
             )
         if self.overall:
             lines.append(f"against the input: {agreement(self.overall)} over {self.overall.samples} samples")
+        if not self.verified:
+            lines.append("not verified: no model was run, only its interface and structure were checked")
         if self.metric_before is not None and self.metric_after is not None:
             lines.append(f"{self.metric_name} {self.metric_before:.4f} -> {self.metric_after:.4f}")
         lines += [f"wrote {w.path} ({w.format}, {human_bytes(w.bytes)})" for w in self.outputs]
