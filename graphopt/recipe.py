@@ -241,6 +241,10 @@ class _Builder:
         self.check_version(data)
         overrides = _Settings(settings)
         verified = data.get("verify") is not False
+        if not verified and "verify" in overrides.values:
+            raise RecipeError(
+                "--set verify: the recipe says 'verify: false', so that there is nothing to set"
+            )
         given = data if verified else {**data, "verify": {}}
         sections: dict[str, Any] = {
             name: self.convert(overrides.merged(name, _or_empty(given.get(name))), kind, (name,))

@@ -71,6 +71,23 @@ def test_run_writes_prints_and_reports(cli, folder):
     ] * 2
 
 
+def test_no_verify_says_so_in_plain_words(cli, folder):
+    for command in ("optimize", "model.onnx", "-o", "small.onnx"), ("run", "passes.yaml", "model.onnx"):
+        assert "against the input" in cli(*command).stdout
+        done = cli(*command, "--no-verify")
+        assert "not verified: no model was run" in done.stdout
+        assert "against the input" not in done.stdout
+        assert json.loads(cli(*command, "--no-verify", "--json").stdout)["verified"] is False
+        assert [n.op_type for n in onnx.load(folder / "small.onnx").graph.node] == ["Gemm"]
+
+
+def test_no_verify_refuses_gates_that_need_numbers(cli, folder):
+    recipe = folder / "passes.yaml"
+    recipe.write_text("version: 1\npasses:\n  - fuse:\n    gate: {min_cosine: 0.9}\n")
+    done = cli("run", "passes.yaml", "model.onnx", "--no-verify", code=2)
+    assert "passes.yaml:3:5: pass 'fuse': gate 'min_cosine' needs verification, which is off" in done.stderr
+
+
 def test_run_as_json_is_one_document_with_the_contract_keys(cli):
     document = json.loads(cli("run", "passes.yaml", "model.onnx", "--json").stdout)
     assert {"input", "passes", "outputs"} <= set(document)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from io import StringIO
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from rich.console import Console
 
 import graphopt
 from graphopt import api, io
+from graphopt.analyses import costs
 from graphopt.errors import DefectError, GateError, InputError, UnsupportedError, VerificationError
 from graphopt.pipeline import Pipeline
 from graphopt.recipe import Data, Evaluation, Gate, ModelSection, Recipe, Step, Verify
 from graphopt.registry import Pass, PassResult
+from graphopt.runtime import evaluate
 from graphopt.verification import Verifier
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -432,3 +437,82 @@ def test_a_rejected_first_pass_leaves_the_callers_model_alone(model):
     pipeline = go(model, Scale(1.01), Scale(1 + 1e-6))
     assert pipeline.model is not model
     assert weights(model)[0, 0] == 1
+
+
+def unverified(model, *passes, gate=None):
+    return go(model, *passes, gate=gate, verified=False)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a model was run")
+
+    monkeypatch.setattr(evaluate.Session, "__init__", refuse)
+
+
+def test_without_verification_no_model_is_run_and_the_report_says_so(model, nothing_runs):
+    pipeline = unverified(model, Scale(2.0), Approximate(3.0), Act(lambda m: PassResult(m, False)))
+    assert entries(pipeline) == [("scale", "applied"), ("approximate", "applied"), ("act", "unchanged")]
+    assert weights(pipeline.model)[0, 0] == 6
+    assert weights(model)[0, 0] == 1
+    report = pipeline.report
+    assert report.overall is None
+    assert all(entry.verdict is None for entry in report.passes)
+    document = report.to_json()
+    assert (document["verified"], document["verify"]) == (False, None)
+    assert "not verified: no model was run, only its interface and structure were checked" in (
+        report.closing_lines()
+    )
+    assert "not verified" in shown(report)
+
+
+def test_a_verified_report_says_nothing_of_the_kind(model):
+    report = go(model, Scale(1.0)).report
+    assert report.to_json()["verified"] is True
+    assert "not verified" not in shown(report) + "".join(report.closing_lines())
+
+
+def shown(report) -> str:
+    console = Console(width=160, file=StringIO())
+    console.print(report.table())
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("action", [rename_output, fix_batch, drop_add, raise_key_error])
+def test_interface_and_structure_are_checked_without_verification(model, action, nothing_runs):
+    pipeline = unverified(model, Scale(2.0), Act(action), Scale(2.0))
+    assert entries(pipeline) == [("scale", "applied"), ("act", "undone"), ("scale", "applied")]
+    assert weights(pipeline.model)[0, 0] == 4
+
+
+def test_a_gate_on_size_holds_without_verification(model, nothing_runs):
+    pipeline = unverified(model, Scale(2.0), gate=Gate(must_shrink=True))
+    assert entries(pipeline) == [("scale", "undone")]
+    assert "gate must_shrink" in pipeline.report.passes[0].reason
+
+
+def test_the_metric_is_not_computed_without_verification(model, nothing_runs, tmp_path):
+    evaluation = Data(evaluation=Evaluation("absent.npz", "y"))
+    pipeline = go(model, Scale(2.0), data=evaluation, folder=tmp_path, verified=False)
+    assert pipeline.report.metric_before is None
+    assert pipeline.report.to_json()["metric"] is None
+
+
+def test_the_collector_runs_seldom_during_a_run_and_as_before_after_it(model):
+    seen = []
+    before = gc.get_threshold()
+    go(model, Act(lambda m: seen.append(gc.get_threshold())))
+    assert seen[0][0] > before[0]
+    assert gc.get_threshold() == before
+    gc.set_threshold(0)  # the caller has switched it off
+    try:
+        go(model, Act(lambda m: seen.append(gc.get_threshold())))
+        assert gc.get_threshold()[0] == seen[1][0] == 0
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_costs_that_nobody_reads_are_not_measured(model, monkeypatch):
+    monkeypatch.setattr(costs, "measure", lambda *arguments: pytest.fail("measured"))
+    assert graphopt.optimize(model).graph.name == model.graph.name

@@ -181,6 +181,35 @@ def test_wrong_settings(read, setting, message):
     assert message in str(caught.value)
 
 
+def test_verification_can_be_switched_off(read):
+    assert read("version: 1\npasses: []\n").verified
+    off = read("version: 1\nverify: false\npasses:\n  - fuse:\n    gate: {must_shrink: true}\n")
+    assert not off.verified
+    assert off.passes[0].gate.must_shrink
+    for wrong in ("true", "no-thanks"):
+        with pytest.raises(RecipeError, match="'verify' must be mapping"):
+            read(f"version: 1\nverify: {wrong}\npasses: []\n")
+    with pytest.raises(RecipeError, match="nothing to set"):
+        read("version: 1\nverify: false\npasses: []\n", settings=["verify.samples=9"])
+
+
+@pytest.mark.parametrize(
+    "gate", ["min_sqnr_db: 30", "min_cosine: 0.9", "min_top1_agreement: 1.0", "max_metric_drop: 0.1"]
+)
+def test_gates_that_need_numbers_are_refused_without_verification(read, gate):
+    data = "data: {evaluation: {file: e.npz, labels: y}}\n" if "metric" in gate else ""
+    text = f"version: 1\n{data}verify: false\npasses:\n  - fuse:\n    gate: {{{gate}}}\n"
+    name = gate.partition(":")[0]
+    message = f"pass 'fuse': gate '{name}' needs verification, which is off; remove the gate or verify"
+    with pytest.raises(RecipeError) as caught:
+        read(text)
+    assert message in str(caught.value)
+    assert f":{text.count(chr(10)) - 1}:5: " in str(caught.value)  # the line of the pass
+    verified = read(text.replace("verify: false\n", ""))
+    with pytest.raises(RecipeError, match="needs verification"):
+        verified.without_verification()
+
+
 def test_code_is_imported_only_when_allowed(read):
     text = "version: 1\npasses:\n  - onnx_ir.passes.common:RemoveUnusedNodesPass\n"
     with pytest.raises(RecipeError, match="--allow-code"):
@@ -217,10 +246,12 @@ def test_the_schema_is_valid_and_agrees_with_the_parser():
     validator = jsonschema.Draft202012Validator(schema)
     good = yaml.safe_load(FULL)
     validator.validate(good)
+    validator.validate({**good, "verify": False})
     for key, value in (
         ("passes", ["fold-constant"]),
         ("passes", [{"fuse": {"exclud": []}}]),
         ("verify", {"samples": "x"}),
+        ("verify", True),
     ):
         assert not validator.is_valid({**good, key: value})
 
