@@ -1,7 +1,7 @@
 """Run a model: onnxruntime with its optimizer off is the truth, the ONNX reference evaluator the fallback.
 
 Weights are never serialized: onnxruntime maps data files itself and is handed the tensors in memory. A
-model whose weights pass :data:`graphopt.limits.SEGMENT_WEIGHTS` runs segment by segment.
+model whose weights pass :data:`graphopt.limits.SEGMENT_WEIGHTS` runs in segments of ``SEGMENT_PIECE``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Session:
         segment_weights: int = limits.SEGMENT_WEIGHTS,
     ) -> None:
         self._structure = model if isinstance(model, Structure) else Structure.of(model)
-        self._limit = segment_weights
+        self._limit = min(segment_weights, limits.SEGMENT_PIECE)
         self.segmented = self._structure.weight_bytes() > segment_weights
         self._settings = Settings(optimize, threads, lean=self.segmented)
         self._whole: OrtSession | None = None
