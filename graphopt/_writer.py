@@ -205,6 +205,8 @@ def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     if isinstance(tensor, ir.ExternalTensor):
         copy_data(tensor, file)
         return
+    if isinstance(tensor, ir.LazyTensor):
+        tensor = tensor.raw()  # tobytes() would hold what is computed and a copy of it
     array = tensor.raw if isinstance(tensor, ir.Tensor) else None
     if isinstance(array, np.ndarray) and _is_stored_as_is(tensor, array):
         file.write(array.reshape(-1).view(np.uint8).data)

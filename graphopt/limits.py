@@ -42,7 +42,7 @@ NESTING_DEPTH: Final = 64
 
 #: Weights that one evaluation session may hold; a larger model is evaluated segment by segment.
 SEGMENT_WEIGHTS: Final = 128 * MIB
-#: Weights of one such segment. A session of a few nodes is made in milliseconds, so that segments can be small.
+#: Weights of one such segment, a small one: a session of a few nodes is made in milliseconds.
 SEGMENT_PIECE: Final = 32 * MIB
 #: Elements of one drawn sample input.
 SAMPLE_ELEMENTS: Final = 64 * 1024 * 1024

@@ -37,7 +37,8 @@ class DeduplicateInitializers(Pass):
 
     It does not fire on initializers that are graph inputs (a caller may override them) or graph outputs, nor
     between sibling subgraphs. A tensor whose dtype and shape no other has is never read; others are
-    compared by their first bytes, then by SHA-256, and external data is read piece by piece.
+    compared by their first bytes, then by SHA-256, and external data is read piece by piece. One that is
+    computed from large external data whenever it is read (a scaled weight) is left alone.
     """
 
     name = "deduplicate-initializers"
@@ -63,8 +64,11 @@ def _candidates(graph: ir.Graph, outer: tuple[ir.Graph, ...]) -> Iterator[_Candi
     """The constant initializers of a graph, then those of its subgraphs."""
     chain = (graph, *outer)
     for value in graph.initializers.values():
-        if value.const_value is not None and not value.is_graph_input() and not value.is_graph_output():
-            yield _Candidate(value, value.const_value, chain)
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.LazyTensor):
+            continue
+        if not value.is_graph_input() and not value.is_graph_output():
+            yield _Candidate(value, tensor, chain)
     for node in graph:
         for subgraph in subgraphs_of(node):
             yield from _candidates(subgraph, chain)

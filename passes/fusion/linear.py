@@ -19,6 +19,7 @@ All is computed in float64 and rounded once to the type of the weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,6 +43,8 @@ FLOAT_TYPES: Final = {
 _COPY_BELOW: Final = 4 * KIB
 #: A scaled weight that lies in a file and is larger than this stays there, and is scaled when it is read.
 _LAZY_ABOVE: Final = 16 * MIB
+#: Bytes of a weight that are worked on at once.
+_BLOCK: Final = 2 * MIB
 #: Broadcasting of Add, Mul and Gemm had other rules before.
 _MIN_OPSET: Final = 7
 
@@ -206,27 +209,40 @@ class Linear:
             return weight.reshape(self._group, rows // self._group, columns, -1), (0, 2)
         return weight.reshape(*weight.shape[:2], -1), (0,) if self._rows_are_channels else (1,)
 
+    def _row_blocks(self, tensor: ir.TensorProtocol) -> Iterator[slice]:
+        """The first axis of the weight in pieces; of a mapped file, one of them at a time is in memory."""
+        rows = int(tensor.shape.numpy()[0])
+        whole = self.op_type == "ConvTranspose" or tensor.nbytes <= _BLOCK
+        step = rows if whole else max(1, rows * _BLOCK // tensor.nbytes)
+        for start in range(0, rows, step):
+            yield slice(start, start + step)
+            release(tensor)
+
     def _largest_per_channel(self) -> Array:
-        grouped, kept = self._by_channel(self._tensor.numpy())
-        others = tuple(axis for axis in range(grouped.ndim) if axis not in kept)
-        largest: Array = np.maximum(grouped.max(axis=others), -grouped.min(axis=others)).astype(np.float64)
-        del grouped
-        release(self._tensor)
+        parts = []
+        for rows in self._row_blocks(self._tensor):
+            grouped, kept = self._by_channel(self._tensor.numpy()[rows])
+            others = tuple(axis for axis in range(grouped.ndim) if axis not in kept)
+            parts.append(np.maximum(grouped.max(axis=others), -grouped.min(axis=others)).astype(np.float64))
+            del grouped  # a view of the map that is let go of
+        if self._rows_are_channels or len(parts) == 1:
+            return np.concatenate(parts).reshape(-1)
+        largest: Array = np.maximum.reduce(parts)
         return largest.reshape(-1)
 
     def _scaled(self, scale: Array) -> ir.TensorProtocol:
         tensor = self._tensor
 
         def multiply() -> ir.TensorProtocol:
-            weight = tensor.numpy()
-            grouped, kept = self._by_channel(weight)
-            factor = scale.reshape([n if axis in kept else 1 for axis, n in enumerate(grouped.shape)])
-            product = np.empty(grouped.shape, weight.dtype)
-            np.multiply(grouped, factor, out=product, casting="unsafe", dtype=np.float64)
-            shape = weight.shape
-            del weight, grouped  # views of the map that is let go of
-            release(tensor)
-            return ir.tensor(product.reshape(shape))
+            product = np.empty(tensor.shape.numpy(), tensor.dtype.numpy())
+            for rows in self._row_blocks(tensor):
+                grouped, kept = self._by_channel(tensor.numpy()[rows])
+                factor = scale[rows] if self._rows_are_channels else scale
+                factor = factor.reshape([n if axis in kept else 1 for axis, n in enumerate(grouped.shape)])
+                target = self._by_channel(product[rows])[0]
+                np.multiply(grouped, factor, out=target, casting="unsafe", dtype=np.float64)
+                del grouped  # a view of the map that is let go of
+            return ir.tensor(product)
 
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
             return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()))
