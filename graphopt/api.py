@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphopt import conversion, data, io
+from graphopt import conversion, data, io, yaml_source
 from graphopt import recipe as recipes
 from graphopt.analyses import costs
 from graphopt.errors import InputError
@@ -168,7 +169,7 @@ def optimize_recipe(target_opset: int | None = None, target: Target | None = Non
     Raises:
         InputError: The target is unknown.
     """
-    recipe = recipes.load(builtin_recipe("optimize"))
+    recipe = recipes.from_data(_builtin_data("optimize"))
     if target not in (None, "onnxruntime"):
         raise InputError(f"unknown target '{target}'; known: onnxruntime")
     first = _steps({"convert-opset": {"target": target_opset}}) if target_opset is not None else ()
@@ -178,6 +179,14 @@ def optimize_recipe(target_opset: int | None = None, target: Target | None = Non
 
 def _steps(*passes: Any) -> tuple[recipes.Step, ...]:
     return recipes.from_data({"version": 1, "passes": list(passes)}).passes
+
+
+@functools.cache
+def _builtin_data(name: str) -> Mapping[str, Any]:
+    """A recipe that ships with graphopt as plain data, read once: that takes longer than a small model."""
+    file = builtin_recipe(name)
+    data: Mapping[str, Any] = yaml_source.parse(file.read_text(encoding="utf-8"), str(file)).data
+    return data
 
 
 def builtin_recipe(name: str) -> Path:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -85,6 +86,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def options_of(cls: type) -> list[Option]:
     """The options of a dataclass, or of any class by the annotated parameters of its constructor."""
+    return list(_options_of(cls))
+
+
+@functools.cache
+def _options_of(cls: Hashable) -> list[Option]:
+    assert isinstance(cls, type)
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
         found = []

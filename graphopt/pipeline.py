@@ -78,6 +78,7 @@ class Pipeline:
     _axes: dict[str, int] = field(init=False)
     _verifier: Verifier | None = field(init=False, default=None)  # None: nothing is run
     _interface: io.Interface = field(init=False)
+    _given: ir.Model = field(init=False)  # the caller's
     _untouched: ir.Model | None = field(init=False, default=None)  # equal to ``model`` while it is not None
 
     def run(self) -> RunReport:
@@ -110,6 +111,7 @@ class Pipeline:
     def plan(self) -> RunReport:
         """Everything that :meth:`run` does before its first pass; the passes are listed as planned."""
         self._start()
+        self._start_verifying()
         costs_now = self.report.before
         self.report.passes = [
             StepReport(step.name, "planned", costs_now, costs_now, summary=repr(step.pass_))
@@ -118,18 +120,24 @@ class Pipeline:
         return self.report
 
     def _start(self) -> None:
-        self._untouched = self.model
+        self._given = self._untouched = self.model
         self.model = self.model.clone()
         self._interface = io.interface(self.model)
         self._check_pinned()
         self._axes = self._pinned_axes()
         before = self._measure()
         self.report = RunReport(self.source, before, before, verified=self.recipe.verified)
+        if self.recipe.verify.each:  # a chain may turn out to change nothing
+            self._start_verifying()
         if self.recipe.verified:
-            self._verifier = Verifier.start(self.recipe, self.model)
-            self.report.notes += self._verifier.notes
             self.report.metric_name = data.metric_name(self.recipe)
         self.report.metric_before = self.report.metric_after = self._metric()
+
+    def _start_verifying(self) -> None:
+        """Draw the samples and run the model as it came, unless that was done or nothing is to be run."""
+        if self.recipe.verified and self._verifier is None:
+            self._verifier = Verifier.start(self.recipe, self._given)
+            self.report.notes += self._verifier.notes
 
     def _measure(self) -> costs.Costs:
         return costs.measure(self.model, self._axes) if self.reported else costs.count(self.model)
@@ -265,6 +273,7 @@ class Pipeline:
         difference = self._interface.difference(io.interface(self.model))
         if difference:
             raise _Rejection(f"changed the interface: {difference}", VerificationError)
+        self._start_verifying()
         try:
             proto = io.check(self.model)
             if self._verifier is None:

@@ -516,3 +516,28 @@ def test_the_collector_runs_seldom_during_a_run_and_as_before_after_it(model):
 def test_costs_that_nobody_reads_are_not_measured(model, monkeypatch):
     monkeypatch.setattr(costs, "measure", lambda *arguments: pytest.fail("measured"))
     assert graphopt.optimize(model).graph.name == model.graph.name
+
+
+def test_a_chain_that_changes_nothing_runs_nothing(model, nothing_runs):
+    pipeline = go(model, *[Act(lambda m: PassResult(m, False))] * 2, verify=CHAINED)
+    assert entries(pipeline) == [("act", "unchanged")] * 2
+    assert pipeline.report.overall is None
+    assert "not verified" not in "".join(pipeline.report.closing_lines())
+
+
+def test_samples_that_cannot_be_drawn_end_a_chain_that_changed_something(parse):
+    text = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (string[2] x) => (string[2] y) { y = Identity(x) }"""
+    )
+    with pytest.raises(UnsupportedError, match="cannot draw input 'x'"):
+        go(text, Act(lambda m: None), Act(lambda m: None), verify=CHAINED)
+
+
+def test_a_dry_run_draws_the_samples(parse):
+    text = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (string[2] x) => (string[2] y) { y = Identity(x) }"""
+    )
+    with pytest.raises(UnsupportedError, match="cannot draw input 'x'"):
+        Pipeline(Recipe((), verify=CHAINED), text).plan()
