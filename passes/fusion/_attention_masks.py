@@ -21,7 +21,7 @@ from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of
 from graphopt.rewrite import Context, is_op
 
-__all__ = ["Constants", "Geometry", "Mask", "Sizes", "number_of", "same"]
+__all__ = ["Constants", "Geometry", "Mask", "Sizes", "floor_of", "lowest_of", "number_of", "same"]
 
 Dim = int | ir.SymbolicDim
 
@@ -31,6 +31,7 @@ _LOWEST: Final = {ir.DataType.FLOAT: -3.4028234663852886e38, ir.DataType.DOUBLE:
 _LARGEST_READ: Final = 1 << 24
 _SHAPING: Final = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Identity", "Gather")
 _DEPTH: Final = 8
+_UNBOUNDED: Final = (-math.inf, math.inf)
 
 
 def same(left: Dim, right: Dim) -> bool:
@@ -46,6 +47,11 @@ def number_of(value: ir.Value | None) -> float | None:
     if tensor is None or tensor.size != 1 or len(tensor.shape) > 4 or tensor.dtype == ir.DataType.STRING:
         return None
     return float(tensor.numpy().reshape(-1)[0])
+
+
+def lowest_of(dtype: ir.DataType) -> float:
+    """The most negative number of a type that Attention takes."""
+    return _LOWEST.get(dtype, -65504.0)
 
 
 class Geometry(NamedTuple):
@@ -109,13 +115,13 @@ class Mask(NamedTuple):
     def _additive_kind(self, dtype: ir.DataType) -> str:
         """``plain``: as it is; ``condition``: by the condition alone; ``halved``: with half of ``lowest``."""
         tensor = constant_of(self.value)
-        lowest = _LOWEST.get(dtype, -65504.0)
+        lowest = lowest_of(dtype)
         if tensor is not None:
             return "plain" if _rows_let_through(tensor, lowest) else ""
-        if _floor(self.value) > lowest:
+        if floor_of(self.value) > lowest:
             return "plain"
         found = _selection(self.value)
-        if found is None or _floor(found.other) < lowest / 4:
+        if found is None or floor_of(found.other) < lowest / 4:
             return ""
         if math.isinf(found.fill):
             if not self.guarded:
@@ -261,21 +267,32 @@ def _rows_let_through(tensor: ir.TensorProtocol, lowest: float) -> bool:
     return bool(np.all(rows > lowest))
 
 
-def _floor(value: ir.Value | None, depth: int = _DEPTH) -> float:
+def floor_of(value: ir.Value | None, depth: int = _DEPTH) -> float:
     """A number that no element of the value lies below; -inf where there is none known."""
+    return _range(value, depth)[0]
+
+
+def _range(value: ir.Value | None, depth: int) -> tuple[float, float]:
+    """Numbers that no element of the value lies below and above; infinite where there are none known."""
     tensor = constant_of(value)
     if tensor is not None:
-        if tensor.size == 0 or tensor.size > _LARGEST_READ or not tensor.dtype.is_floating_point():
-            return -math.inf
-        smallest = float(tensor.numpy().min())
-        return -math.inf if math.isnan(smallest) else smallest
+        return _extremes(tensor)
     node = None if value is None else value.producer()
-    if node is None or depth == 0:
-        return -math.inf
-    if is_op(node, *_SHAPING):
-        return _floor(node.inputs[0], depth - 1)
-    if is_op(node, "Where"):
-        return min(_floor(v, depth - 1) for v in node.inputs[1:])
-    if is_op(node, "Add"):
-        return sum(_floor(v, depth - 1) for v in node.inputs)
-    return -math.inf
+    if node is None or depth == 0 or not is_op(node, *_SHAPING, "Where", "Add", "Sub"):
+        return _UNBOUNDED
+    if node.op_type in _SHAPING:
+        return _range(node.inputs[0], depth - 1)
+    (low, high), (other_low, other_high) = (_range(v, depth - 1) for v in node.inputs[-2:])
+    if node.op_type == "Where":
+        return min(low, other_low), max(high, other_high)
+    if node.op_type == "Sub":
+        other_low, other_high = -other_high, -other_low
+    return low + other_low, high + other_high
+
+
+def _extremes(tensor: ir.TensorProtocol) -> tuple[float, float]:
+    if tensor.size == 0 or tensor.size > _LARGEST_READ or not tensor.dtype.is_floating_point():
+        return _UNBOUNDED
+    array = tensor.numpy()
+    low, high = float(array.min()), float(array.max())
+    return _UNBOUNDED if math.isnan(low) else (low, high)

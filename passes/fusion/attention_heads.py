@@ -12,7 +12,6 @@ and writes its result so. That is what exporters write around it:
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,21 +19,21 @@ import onnx_ir as ir
 
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import number_of, same
-from graphopt.rewrite import Context, Rule, input_at, is_exclusive, is_op, producer
+from graphopt.passes.fusion._attention_masks import same
+from graphopt.passes.fusion._attention_parts import (
+    Head,
+    dims_of,
+    head_of,
+    is_transpose,
+    refuse_split,
+    split_product,
+)
+from graphopt.rewrite import Context, Rule, is_exclusive, is_op
 
 __all__ = ["AttentionHeads"]
 
 _TO_HEADS: Final = (0, 2, 1, 3)
-_PARTS_FIRST: Final = (2, 0, 3, 1, 4)
 _TOGETHER: Final = 3
-
-
-class Head(NamedTuple):
-    """Where Q, K or V comes from: the Reshape that splits heads, and its part of the product (-1: all)."""
-
-    split: ir.Node
-    part: int
 
 
 class Match(NamedTuple):
@@ -62,9 +61,9 @@ class AttentionHeads(Rule[Match]):
         if not is_exclusive(node.outputs[0]):
             return None
         (behind,) = node.outputs[0].consumers()
-        if not _is_transpose(behind, _TO_HEADS) or behind.graph is not node.graph:
+        if not is_transpose(behind, _TO_HEADS) or behind.graph is not node.graph:
             return None
-        heads = [_head(value, node) for value in node.inputs[:3]]
+        heads = [head_of(value, node) for value in node.inputs[:3]]
         if any(h is None for h in heads):
             return None
         q, k, v = (h for h in heads if h is not None)
@@ -77,7 +76,7 @@ class AttentionHeads(Rule[Match]):
         if parts != [-1] * 3 and (parts != [0, 1, 2] or len(sources) != 1):
             return f"Q, K and V of {describe(match.node)} are not the three parts of one product"
         for head in match.heads:
-            reason = _refuse_split(head, context)
+            reason = refuse_split(head, context)
             if reason is not None:
                 return reason
         return None
@@ -124,23 +123,13 @@ class AttentionHeads(Rule[Match]):
 
 def _split_product(match: Match, context: Context) -> list[ir.Value]:
     """A new Split of the product that Q, K and V are parts of."""
-    source = match.heads[0].split.inputs[0]
+    head = match.heads[0]
+    source = head.split.inputs[0]
     assert source is not None
-    batch, length, _, heads, size = _split_dims(match.heads[0], context)
+    batch, length, _, heads, size = dims_of(head, context)
     assert isinstance(heads, int)
     assert isinstance(size, int)
-    names = [context.fresh_name(f"{source.name}_{role}") for role in "qkv"]
-    type_, shape = (
-        ir.TensorType(context.infer(source).dtype or ir.DataType.FLOAT),
-        [batch, length, heads * size],
-    )
-    outputs = [ir.Value(name=n, type=type_, shape=ir.Shape(shape)) for n in names]
-    attributes = [ir.AttrInt64("axis", -1), ir.AttrInt64("num_outputs", _TOGETHER)]
-    metadata = dict(match.heads[0].split.metadata_props)
-    node = ir.Node("", "Split", [source], attributes, outputs=outputs, metadata_props=metadata)
-    assert match.node.graph is not None
-    match.node.graph.insert_before(match.node, node)
-    return outputs
+    return split_product(source, -1, ir.Shape([batch, length, heads * size]), head, match.node, context)
 
 
 def _name_after(value: ir.Value, node: ir.Node) -> None:
@@ -149,90 +138,10 @@ def _name_after(value: ir.Value, node: ir.Node) -> None:
     made_by.name = node.name
 
 
-def _is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:
-    return (
-        node is not None and is_op(node, "Transpose") and tuple(node.attributes.get_ints("perm", ())) == perm
-    )
-
-
-def _head(value: ir.Value | None, user: ir.Node) -> Head | None:
-    """The Reshape behind one operand."""
-    node = producer(value, user, "Transpose", "Squeeze", "Gather")
-    if node is None:
-        return None
-    if node.op_type == "Transpose":
-        split = producer(node.inputs[0], user, "Reshape")
-        return Head(split, -1) if split is not None and _is_transpose(node, _TO_HEADS) else None
-    picked = _picked(node)
-    parts = None if picked is None else producer(picked[0], user, "Transpose")
-    if picked is None or parts is None or not _is_transpose(parts, _PARTS_FIRST):
-        return None
-    split = producer(parts.inputs[0], user, "Reshape")
-    return None if split is None else Head(split, picked[1])
-
-
-def _picked(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """What the node takes one part of along axis 0, without keeping that axis, and which."""
-    data = node.inputs[0]
-    if node.op_type == "Gather":
-        index, tensor = number_of(input_at(node, 1)), constant_of(input_at(node, 1))
-        scalar = tensor is not None and len(tensor.shape) == 0 and node.attributes.get_int("axis", 0) == 0
-        return (data, int(index)) if scalar and index is not None and data is not None else None
-    if number_of(input_at(node, 1)) != 0:
-        return None
-    cut = producer(data, node, "Split", "Slice")
-    if cut is None or cut.inputs[0] is None:
-        return None
-    return _split_part(cut, data) if cut.op_type == "Split" else _slice_part(cut)
-
-
-def _split_part(cut: ir.Node, part: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """One of three outputs of a Split along axis 0; that each has size 1 follows from the Squeeze."""
-    source = cut.inputs[0]
-    if cut.attributes.get_int("axis", 0) != 0 or len(cut.outputs) != _TOGETHER or source is None:
-        return None
-    return source, next(i for i, o in enumerate(cut.outputs) if o is part)
-
-
-def _slice_part(cut: ir.Node) -> tuple[ir.Value, int] | None:
-    """One row of axis 0 by a Slice."""
-    start, end, axes, steps = (input_at(cut, i) for i in range(1, 5))
-    numbers = [number_of(v) for v in (start, end, axes)]
-    source, first = cut.inputs[0], numbers[0]
-    if source is None or first is None or numbers[1] != first + 1 or numbers[2] != 0 or first < 0:
-        return None
-    return (source, int(first)) if steps is None or number_of(steps) == 1 else None
-
-
-def _split_dims(head: Head, context: Context) -> list[int | ir.SymbolicDim]:
-    return list(context.infer(head.split.outputs[0]).shape or ())
-
-
 def _count(head: Head, context: Context) -> int:
-    count = _split_dims(head, context)[-2]
+    count = dims_of(head, context)[-2]
     assert isinstance(count, int)
     return count
-
-
-def _refuse_split(head: Head, context: Context) -> str | None:
-    """Why the Reshape does something else than splitting the last of three axes."""
-    source = head.split.inputs[0]
-    before = None if source is None else context.infer(source).shape
-    after = _split_dims(head, context)
-    parts = [] if head.part < 0 else [_TOGETHER]
-    inner = after[2:]
-    whole = len(after) == 4 + len(parts) and after[2 : 2 + len(parts)] == parts
-    if (
-        before is None
-        or len(before) != 3
-        or not whole
-        or not all(isinstance(d, int) and d > 0 for d in inner)
-    ):
-        return f"{describe(head.split)} may do something else than splitting heads"
-    size = math.prod(d for d in inner if isinstance(d, int))
-    if not (same(before[0], after[0]) and same(before[1], after[1]) and before[2] == size):
-        return f"{describe(head.split)} may change batch or sequence"
-    return None
 
 
 def _merge(transpose: ir.Node) -> ir.Node | None:

@@ -45,7 +45,8 @@ class Fuse(Pass):
     - ``swish``: x * Sigmoid(alpha * x) becomes Swish (opset 24); onnxruntime has no kernel for it and fuses
       the two operators better
     - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
-      between split and merged heads takes them as they lie in memory
+      between split and merged heads takes them as they lie in memory; ``attention-windows``: that in windows
+      with a mask for each
     - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a
