@@ -44,10 +44,17 @@ _OPSET: Final = 23
 
 
 class Head(NamedTuple):
-    """Where Q, K or V comes from: the Reshape that splits heads, and its part of the product (-1: all)."""
+    """Where Q, K or V comes from.
+
+    Attributes:
+        split: The Reshape that splits heads.
+        part: Which part of the product it is, -1 for all.
+        rotary: The RotaryEmbedding behind the split, if there is one.
+    """
 
     split: ir.Node
     part: int
+    rotary: ir.Node | None = None
 
 
 class Keys(NamedTuple):
@@ -199,9 +206,13 @@ def is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:
 
 def head_of(value: ir.Value | None, user: ir.Node) -> Head | None:
     """The Reshape behind one operand."""
-    node = producer(value, user, "Transpose", "Squeeze", "Gather")
-    if node is None:
+    node = producer(value, user, "Transpose", "Squeeze", "Gather", "RotaryEmbedding")
+    if node is None or value is None:
         return None
+    if node.op_type == "RotaryEmbedding":
+        inner = head_of(node.inputs[0], user)
+        plain = len(node.inputs) == 3 and "num_heads" not in node.attributes and is_exclusive(value)
+        return inner._replace(rotary=node) if plain and inner is not None and inner.rotary is None else None
     if node.op_type == "Transpose":
         split = producer(node.inputs[0], user, "Reshape")
         return Head(split, -1) if split is not None and is_transpose(node, _TO_HEADS) else None

@@ -1,8 +1,8 @@
 """Attention takes keys and values of fewer heads than the queries have (grouped-query attention).
 
 Query heads share key and value heads in groups (Ainslie et al., arXiv:2305.13245). Exporters repeat these for
-every query head: ``[batch, heads, length, size]`` gets an axis by Unsqueeze, Expand repeats it, and Reshape joins
-it to the heads. Attention repeats in the same order by itself, without making the copies.
+every query head: ``[batch, heads, length, size]`` gets an axis by Unsqueeze, Expand repeats it, and Reshape
+joins it to the heads. Attention repeats in the same order by itself, without making the copies.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AttentionGroups(Rule[Match]):
         for repeat in (match.keys, match.values):
             count = _count(repeat, context)
             if count is None:
-                return f"'{repeat.joined.name}' may be something else than the heads of '{repeat.source.name}'"
+                return f"'{repeat.joined.name}' may be no repetition of the heads of '{repeat.source.name}'"
             counts.append(count)
         if counts[0] != counts[1]:
             return f"keys and values of {describe(match.node)} are repeated {counts[0]} and {counts[1]} times"

@@ -7,6 +7,7 @@ and writes its result so. That is what exporters write around it:
 - or all three out of one product ``[batch, sequence, 3 * heads * size]``: Reshape to ``[batch, sequence, 3,
   heads, size]``, Transpose by (2, 0, 3, 1, 4), and the three parts of the first axis taken out. One Split of
   the product does the same;
+- Q and K: a RotaryEmbedding behind that, which takes heads side by side as well;
 - the result: Transpose by (0, 2, 1, 3), then mostly a Reshape that merges the heads.
 """
 
@@ -116,9 +117,14 @@ class AttentionHeads(Rule[Match]):
     def _operands(self, match: Match, context: Context) -> list[ir.Value | None]:
         """Q, K and V with heads side by side."""
         if match.heads[0].part < 0:
-            return [h.split.inputs[0] for h in match.heads]
-        parts = _split_product(match, context)
-        return [parts[h.part] for h in match.heads]
+            found = [h.split.inputs[0] for h in match.heads]
+        else:
+            parts = _split_product(match, context)
+            found = [parts[h.part] for h in match.heads]
+        return [
+            v if h.rotary is None else _rotated(v, h, match.node, context)
+            for v, h in zip(found, match.heads, strict=True)
+        ]
 
 
 def _split_product(match: Match, context: Context) -> list[ir.Value]:
@@ -130,6 +136,21 @@ def _split_product(match: Match, context: Context) -> list[ir.Value]:
     assert isinstance(heads, int)
     assert isinstance(size, int)
     return split_product(source, -1, ir.Shape([batch, length, heads * size]), head, match.node, context)
+
+
+def _rotated(value: ir.Value | None, head: Head, before: ir.Node, context: Context) -> ir.Value:
+    """The RotaryEmbedding of four axes as one of three."""
+    node, dims = head.rotary, dims_of(head, context)
+    assert value is not None
+    assert node is not None
+    heads, size = dims[-2:]
+    assert isinstance(heads, int)
+    assert isinstance(size, int)
+    known = Inferred(context.infer(node.outputs[0]).dtype, ir.Shape([*dims[:2], heads * size]))
+    attributes = [*node.attributes.values(), ir.AttrInt64("num_heads", heads)]
+    inputs = [value, *node.inputs[1:]]
+    like = node.outputs[0]
+    return context.add("RotaryEmbedding", inputs, attributes, before=before, like=like, known=known)
 
 
 def _name_after(value: ir.Value, node: ir.Node) -> None:

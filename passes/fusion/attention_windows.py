@@ -157,10 +157,8 @@ class AttentionWindows(Rule[Match]):
         if match.keys.early:
             keys = to_heads(keys, before, context)
         found = []
-        for value in (match.q, keys, match.v):
-            dims = context.infer(value).shape
-            assert dims is not None
-            target = [-1, sizes.windows * sizes.heads, int(dims[2]), int(dims[3])]
+        for value, length in ((match.q, sizes.queries), (keys, sizes.keys), (match.v, sizes.keys)):
+            target = [-1, sizes.windows * sizes.heads, length, _depth(value, context)]
             shape = ir.Shape([ir.SymbolicDim(None), *target[1:]])
             found.append(self._reshape(value, target, shape, before, context))
         return found
@@ -185,7 +183,8 @@ class AttentionWindows(Rule[Match]):
         batch, dtype = ir.SymbolicDim(None), context.infer(source).dtype
         split = [sizes.windows, sizes.queries, _PARTS, sizes.heads, size]
         value = self._reshape(source, [-1, *split], ir.Shape([batch, *split]), before, context)
-        shape = ir.Shape([([batch, *split])[axis] for axis in _PARTS_BESIDE_WINDOWS])
+        dims = [batch, *split]
+        shape = ir.Shape([dims[axis] for axis in _PARTS_BESIDE_WINDOWS])
         perm = [ir.AttrInt64s("perm", _PARTS_BESIDE_WINDOWS)]
         value = context.add(
             "Transpose", [value], perm, before=before, like=value, known=Inferred(dtype, shape)
@@ -247,7 +246,7 @@ def _sizes(match: Match, context: Context) -> Sizes | str:
         (match.softmax.outputs[0], sizes[1:]),
         (match.spread, sizes),
     )
-    batch = {str(context.infer(v).shape[0]) for v, _ in wanted[:3] if context.infer(v).shape}
+    batch = {str((context.infer(v).shape or [None])[0]) for v, _ in wanted[:3]}
     for value, dims in wanted:
         shape = context.infer(value).shape
         if shape is None or len(shape) != 1 + len(dims) or tuple(shape[1:]) != tuple(dims):

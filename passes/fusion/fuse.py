@@ -46,7 +46,8 @@ class Fuse(Pass):
       the two operators better
     - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
       between split and merged heads takes them as they lie in memory; ``attention-windows``: that in windows
-      with a mask for each
+      with a mask for each; ``attention-groups``: keys and values that are repeated for groups of queries
+    - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23)
     - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a

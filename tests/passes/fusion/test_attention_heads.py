@@ -191,3 +191,63 @@ def test_written_out_attention_with_heads_behind(parse, feed, fuse, ops, assert_
     fuse(after, "attention", RULE)
     assert ops(after) == ["Attention"]
     assert_same(before, after, feed(), feed(3, 1, 4))
+
+
+ROTARY = """qr = RotaryEmbedding (qh, cos, sin)
+    kr = RotaryEmbedding <interleaved = 1> (kh, cos, sin)"""
+
+
+def test_rotary_embedding_in_between(parse, feed, draw, fuse, ops, assert_same):
+    inputs = "float[b, s, 24] q, float[b, s, 24] k, float[b, s, 24] v, float[b, s, 4] cos, float[b, s, 4] sin"
+    source = text(f"{HEADS}\n{ROTARY}\n{ATTEND.replace('qh, kh', 'qr, kr')}\n{OUT}", inputs=inputs)
+    before, after = parse(source), parse(source)
+    fuse(after, RULE)
+    assert ops(after) == ["RotaryEmbedding", "RotaryEmbedding", "Attention"]
+    first, second, _ = (n for n in after.graph if n.op_type != "Constant")
+    assert first.attributes["num_heads"].as_int() == second.attributes["num_heads"].as_int() == H
+    assert "interleaved" not in first.attributes
+    assert second.attributes["interleaved"].as_int() == 1
+    for batch, length in ((2, 5), (1, 1), (3, 4)):
+        angles = {n: draw(batch, length, D // 2, seed=i + 5) for i, n in enumerate(("cos", "sin"))}
+        assert_same(before, after, feed(batch, length, length) | angles)
+
+
+def test_rotary_embedding_of_parts_of_one_product(parse, draw, fuse, ops, assert_same):
+    inputs = "float[b, s, 72] x, float[b, s, 4] cos, float[b, s, 4] sin"
+    rotary = ROTARY.replace(" <interleaved = 1>", "")
+    body = f"{PACKED}\n{PICKED['gather']}\n{rotary}\n{ATTEND.replace('qh, kh', 'qr, kr')}\n{OUT}"
+    before, after = parse(text(body, inputs=inputs)), parse(text(body, inputs=inputs))
+    fuse(after, RULE)
+    assert ops(after) == ["Split", "RotaryEmbedding", "RotaryEmbedding", "Attention"]
+    angles = {n: draw(2, 5, D // 2, seed=i + 5) for i, n in enumerate(("cos", "sin"))}
+    assert_same(before, after, {"x": draw(2, 5, 72)} | angles)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("RotaryEmbedding (qh, cos, sin)", "RotaryEmbedding (qh, cache, cache, ids)"),
+        ("a = Attention", "z = Neg (qr)\na = Attention"),
+    ],
+)
+def test_rotary_embedding_that_stays(old, new, parse, reason):
+    inputs = (
+        "float[b, s, 24] q, float[b, s, 24] k, float[b, s, 24] v, float[b, s, 4] cos, float[b, s, 4] sin, "
+        "float[9, 4] cache, int64[b, s] ids"
+    )
+    source = text(f"{HEADS}\n{ROTARY}\n{ATTEND.replace('qh, kh', 'qr, kr')}\n{OUT}", inputs=inputs)
+    assert old in source
+    assert reason(parse(source.replace(old, new)), RULE) == ""
+
+
+def test_fewer_heads_of_keys(parse, draw, fuse, ops, assert_same):
+    few = HEADS.replace("(k, split)", "(k, few)").replace("(v, split)", "(v, few)")
+    source = text(
+        f"few = Constant <value_ints = [0, 0, 1, 8]> ()\n{few}\n{ATTEND}\n{OUT}",
+        inputs="float[b, s, 24] q, float[b, t, 8] k, float[b, t, 8] v",
+    )
+    before, after = parse(source), parse(source)
+    fuse(after, RULE)
+    assert ops(after) == ["Attention"]
+    assert after.graph[-1].attributes["kv_num_heads"].as_int() == 1
+    assert_same(before, after, {"q": draw(2, 4, 24), "k": draw(2, 5, 8, seed=1), "v": draw(2, 5, 8, seed=2)})
