@@ -46,7 +46,8 @@ class Fuse(Pass):
       the two operators better
     - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
       between split and merged heads takes them as they lie in memory; ``attention-windows``: that in windows
-      with a mask for each; ``attention-groups``: keys and values that are repeated for groups of queries
+      with a mask for each; ``attention-folded-heads``: that of three axes, with heads folded into the batch;
+      ``attention-groups``: keys and values that are repeated for groups of queries
     - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23)
     - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
 
