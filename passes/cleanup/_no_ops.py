@@ -306,10 +306,10 @@ def _cast_like(node: ir.Node, facts: Facts) -> bool:
 # Arithmetic.
 
 
-@_returns("Add", "Mul")
+@_returns("Add", "Mul", "And", "Or")
 def _neutral_operand(node: ir.Node, facts: Facts) -> ir.Value | None:
     first, second = node.inputs[0], _input(node, 1)
-    neutral = 0 if node.op_type == "Add" else 1
+    neutral = 0 if node.op_type in ("Add", "Or") else 1
     if _changes_nothing(second, first, neutral, facts):
         return first
     return second if _changes_nothing(first, second, neutral, facts) else None

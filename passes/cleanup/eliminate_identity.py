@@ -27,8 +27,8 @@ class EliminateIdentity(Pass):
        of the first one (float16 to float32 and back, not float32 to float16 and back).
     3. Transpose that keeps the order, Pad by nothing, Tile once, Slice of everything, Reshape, Flatten,
        Squeeze, Unsqueeze and Expand to the shape that the tensor has, symbolic axes included.
-    4. Adding or subtracting 0, multiplying with, dividing by or raising to the power of 1, where the
-       constant's shape does not change the result's.
+    4. Adding or subtracting 0, multiplying with, dividing by or raising to the power of 1, And with true, Or
+       with false, where the constant's shape does not change the result's.
 
     It does not fire where a graph output would have to be a graph input, an initializer, a value of an outer
     graph or another graph output itself; such a node stays, and only what else reads it is moved to its

@@ -48,7 +48,8 @@ class Fuse(Pass):
       between split and merged heads takes them as they lie in memory; ``attention-windows``: that in windows
       with a mask for each; ``attention-folded-heads``: that of three axes, with heads folded into the batch;
       ``attention-groups``: keys and values that are repeated for groups of queries
-    - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23)
+    - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23);
+      ``partial-rotary-embedding``: that of a part of each head takes the whole
     - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a

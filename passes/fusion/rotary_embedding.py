@@ -25,7 +25,7 @@ from graphopt.passes.fusion._formula import ints, only_user, other_input, why_sh
 from graphopt.passes.fusion._rotary_angles import Angles
 from graphopt.rewrite import Context, Rule, input_at, is_op, producer
 
-__all__ = ["RotaryEmbedding"]
+__all__ = ["PartialRotaryEmbedding", "RotaryEmbedding"]
 
 _OPSET: Final = 23
 _DTYPES: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -143,6 +143,59 @@ class RotaryEmbedding(Rule[Match]):
         return three
 
 
+class Partial(NamedTuple):
+    """A RotaryEmbedding of the first part of each head, and the Concat with the rest."""
+
+    node: ir.Node
+    concat: ir.Node
+    rest: ir.Value
+    x: ir.Value
+
+
+class PartialRotaryEmbedding(Rule[Partial]):
+    """RotaryEmbedding of the first numbers of each head, put together with the others: the operator alone."""
+
+    name = "partial-rotary-embedding"
+    roots = ("RotaryEmbedding",)
+
+    def match(self, node: ir.Node) -> Partial | None:
+        """Between a Slice and a Concat."""
+        concat, x = only_user(node.outputs[0], "Concat"), _source(node.inputs[0], node)
+        if concat is None or x is None or len(concat.inputs) != 2 or "num_heads" in node.attributes:
+            return None
+        rest = concat.inputs[1]
+        is_rest = concat.inputs[0] is node.outputs[0] and rest is not None and _source(rest, concat) is x
+        return Partial(node, concat, rest, x) if is_rest and rest is not None else None
+
+    def check(self, match: Partial, context: Context) -> str | None:
+        """Both parts are all of the last of four axes."""
+        shape = context.infer(match.x).shape
+        size = shape[3] if shape is not None and len(shape) == 4 else None
+        if not isinstance(size, int):
+            return f"'{match.x.name}' is {shape}; four axes and a known size are wanted"
+        if match.node.attributes.get_int("rotary_embedding_dim", 0) != 0:
+            return f"{describe(match.node)} rotates a part of its input already"
+        part = match.node.inputs[0]
+        assert part is not None
+        first, rest = _slice_bounds(part, size), _slice_bounds(match.rest, size)
+        whole = first is not None and rest == (first[1], size, 1) and first[0] == 0 and first[2] == 1
+        if not whole or match.concat.attributes.get_int("axis", 0) not in (-1, 3):
+            return f"{describe(match.concat)} puts something else together than the heads of '{match.x.name}'"
+        return None
+
+    def rewrite(self, match: Partial, context: Context) -> None:
+        """RotaryEmbedding of the whole heads, with the size of the part."""
+        part, shape = match.node.inputs[0], context.infer(match.x).shape
+        assert part is not None
+        assert shape is not None
+        bounds = _slice_bounds(part, shape[3]) if isinstance(shape[3], int) else None
+        assert bounds is not None
+        attributes = [a for a in match.node.attributes.values() if a.name != "rotary_embedding_dim"]
+        attributes.append(ir.AttrInt64("rotary_embedding_dim", bounds[1]))
+        inputs = [match.x, *match.node.inputs[1:]]
+        context.replace(match.concat.outputs[0], "RotaryEmbedding", inputs, attributes, like=match.node)
+
+
 def _rotated(neg: ir.Node) -> tuple[ir.Value, ir.Value, bool] | None:
     """What is not negated, the value put together of both, and whether it is interleaved."""
     concat = only_user(neg.outputs[0], "Concat")
@@ -160,7 +213,7 @@ def _rotated(neg: ir.Node) -> tuple[ir.Value, ir.Value, bool] | None:
     return other.inputs[0], join.outputs[0], True
 
 
-def _source(part: ir.Value, user: ir.Node) -> ir.Value | None:
+def _source(part: ir.Value | None, user: ir.Node) -> ir.Value | None:
     """What the value is a part of."""
     node = producer(part, user, "Slice", "Split")
     return None if node is None else node.inputs[0]
@@ -200,13 +253,20 @@ def _refuse_parts(match: Match, size: int, context: Context) -> str | None:
 def _bounds(part: ir.Value, size: int) -> tuple[int, int, int] | None:
     """Start, end and step of a part of the last of four axes."""
     node = part.producer()
-    assert node is not None
-    if is_op(node, "Split"):
+    if node is not None and is_op(node, "Split"):
         if node.attributes.get_int("axis", 0) not in (-1, 3) or len(node.outputs) != 2:
             return None
         sizes = ints(input_at(node, 1)) if input_at(node, 1) is not None else [size // 2] * 2
         at = next(i for i, o in enumerate(node.outputs) if o is part)
         return None if sizes != [size // 2] * 2 else (at * size // 2, (at + 1) * size // 2, 1)
+    return _slice_bounds(part, size)
+
+
+def _slice_bounds(part: ir.Value, size: int) -> tuple[int, int, int] | None:
+    """Start, end and step of a Slice of the last of four axes."""
+    node = part.producer()
+    if node is None or not is_op(node, "Slice"):
+        return None
     start, end, axes, steps = (ints(input_at(node, i)) for i in range(1, 5))
     if input_at(node, 4) is None:
         steps = [1]

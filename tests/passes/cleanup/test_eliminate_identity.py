@@ -373,3 +373,26 @@ def test_shape_of_a_graph_input_is_not_filled_in(parse):
     model.graph.node(0).outputs[0].shape = ir.Shape([3, 4])
     apply(model)
     assert model.graph.inputs[0].shape is None
+
+
+@pytest.mark.parametrize(
+    ("body", "stays"),
+    [
+        ("y = And (c, yes)", False),
+        ("y = And (yes, c)", False),
+        ("y = Or (c, no)", False),
+        ("y = And (c, no)", True),
+        ("y = Or (c, yes)", True),
+        ("y = And (c, wide)", True),  # grows an axis
+    ],
+)
+def test_logic_with_a_constant(body, stays, parse, ops, assert_same):
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (bool[b, 3] c0) => (bool[m, n] y)
+        <bool yes = {{1}}, bool no = {{0}}, bool[2, 1] wide = {{1, 1}}> {{
+        c = Not (c0)
+        {body}
+    }}"""
+    before, after = parse(text), parse(text)
+    assert EliminateIdentity()(after).modified is not stays
+    assert len(ops(after)) == (2 if stays else 1)
+    assert_same(before, after, {"c0": np.array([[True, False, True]])})

@@ -257,3 +257,44 @@ def test_no_operator_for_it(parse, reason):
     assert "'x' is None" in reason(model, RULE)
     model.graph.inputs[0].shape = ir.Shape(["b", 3, "s", "d"])
     assert "a known size" in reason(model, RULE)
+
+
+PARTIAL = "partial-rotary-embedding"
+PART = """l = Slice (x, zero, half, last)
+    r = Slice (x, half, end, last)
+    w = RotaryEmbedding {flags}(l, cos, sin)
+    y = Concat <axis = -1> (w, r)"""
+
+
+def part(flags: str = "") -> str:
+    angles = "float[b, s, 2] cos, float[b, s, 2] sin"
+    return text(PART.format(flags=flags), angles=angles, twice="", total="")
+
+
+@pytest.mark.parametrize("flags", ["", "<interleaved = 1> "])
+def test_part_of_a_head(flags, parse, draw, fuse, ops, assert_same):
+    before, after = parse(part(flags)), parse(part(flags))
+    fuse(after, PARTIAL)
+    assert ops(after) == ["RotaryEmbedding"]
+    assert after.graph[-1].attributes["rotary_embedding_dim"].as_int() == 4
+    for batch, length in ((2, 5), (1, 1), (3, 2)):
+        angles = {n: draw(batch, length, 2, seed=i) for i, n in enumerate(("cos", "sin"))}
+        assert_same(before, after, {"x": draw(batch, H, length, D, seed=5)} | angles)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("r = Slice (x, half, end, last)", "r = Slice (x, two, end, last)", "something else"),
+        ("l = Slice (x, zero, half, last)", "l = Slice (x, half, end, last)", "something else"),
+        ("y = Concat <axis = -1>", "y = Concat <axis = 2>", "something else"),
+        ("(w, r)", "(r, w)", ""),
+        ("RotaryEmbedding (l,", "RotaryEmbedding <rotary_embedding_dim = 4> (l,", "a part of its input"),
+        ("float[b, 3, s, 8] x", "float[b, 3, s, d] x", "a known size"),
+    ],
+)
+def test_part_of_a_head_refusals(old, new, expected, parse, reason):
+    assert old in part()
+    found = reason(parse(part().replace(old, new), check=False), PARTIAL)
+    assert expected in found
+    assert bool(found) == bool(expected)
