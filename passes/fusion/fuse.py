@@ -31,7 +31,8 @@ class Fuse(Pass):
     - ``conv-mul``, ``conv-add``: Conv or ConvTranspose, then Mul/Div or Add/Sub by constants per channel
     - ``gemm-mul``, ``gemm-add``: the same behind Gemm (``gemm-mul``: or MatMul)
     - ``matmul-add``: MatMul of matrices and Add of a row become Gemm
-    - ``pad-conv``, ``pad-average-pool``: a Pad of zeros becomes the padding of what follows
+    - ``pad-conv``, ``pad-average-pool``: a Pad of zeros becomes the padding of what follows;
+      ``pad-max-pool``: so does a Pad of minus infinity
     - ``gelu``: the erf or tanh formula becomes Gelu (opset 20)
     - ``layer-normalization`` (opset 17), ``rms-normalization`` (23), ``instance-normalization``: the formula
       over the last axes, or over the spatial ones, becomes the operator

@@ -1,21 +1,25 @@
-"""A Pad of zeros becomes the padding of the operator behind it.
+"""A Pad becomes the padding of the operator behind it.
 
 Conv pads with zeros, so a Pad of zeros before it only adds to its ``pads``. AveragePool counts padded zeros
 exactly where ``count_include_pad`` says so; a Pad before it is always counted. MaxPool pads with minus
-infinity, ConvTranspose crops: a Pad before these stays.
+infinity, so that a Pad of zeros before it stays. ConvTranspose crops: any Pad before it stays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import onnx_ir as ir
 
 from graphopt.graph import array_of, describe
 from graphopt.rewrite import Context, Rule, input_at, is_exclusive, producer, why_not_constant
 
-__all__ = ["PadAveragePool", "PadConv"]
+__all__ = ["PadAveragePool", "PadConv", "PadMaxPool"]
+
+
+_NAMES: Final = {0.0: "zero", -math.inf: "minus infinity"}
 
 
 class Match(NamedTuple):
@@ -26,15 +30,18 @@ class Match(NamedTuple):
 
 
 class _Pad(Rule[Match]):
+    #: What the operator pads with.
+    fill: ClassVar[float] = 0.0
+
     def match(self, node: ir.Node) -> Match | None:
         """The node with a Pad as its data input."""
         pad = producer(input_at(node, 0), node, "Pad")
         return None if pad is None or input_at(pad, 0) is None else Match(pad, node)
 
     def check(self, match: Match, context: Context) -> str | None:
-        """Zeros, known and not negative, on spatial axes only, into explicit pads."""
+        """The operator's own value, by known and not negative pads of spatial axes, into explicit pads."""
         pad, node = match
-        reason = _why_not_zeros(pad, context.opset)
+        reason = _why_not_filled(pad, context.opset, self.fill)
         if reason is None and not is_exclusive(pad.outputs[0]):
             reason = f"the output '{pad.outputs[0].name}' of {describe(pad)} is used elsewhere"
         auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
@@ -130,7 +137,36 @@ class PadAveragePool(_Pad):
         return [ir.AttrInt64("count_include_pad", 1)]
 
 
-def _why_not_zeros(pad: ir.Node, opset: int) -> str | None:
+class PadMaxPool(_Pad):
+    """Pad by minus infinity on spatial axes, then MaxPool: one MaxPool.
+
+    Left alone: a pool whose indices are used, ``ceil_mode``, dilations, and pads that are not smaller than
+    the kernel (onnxruntime refuses these).
+    """
+
+    name = "pad-max-pool"
+    roots = ("MaxPool",)
+    fill = -math.inf
+
+    def why_not_here(self, node: ir.Node, pads: list[int]) -> str | None:
+        """Every window must hold some number, and nobody may ask where in it."""
+        kernel = node.attributes.get_ints("kernel_shape", ())
+        if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+            return f"the indices of {describe(node)} are used"
+        if node.attributes.get_int("ceil_mode", 0) or any(
+            d != 1 for d in node.attributes.get_ints("dilations", ())
+        ):
+            return f"{describe(node)} has ceil_mode or dilations"
+        if any(p >= k for p, k in zip(pads, [*kernel, *kernel], strict=True)):
+            return f"the pads of {describe(node)} would not be smaller than its kernel"
+        return None
+
+    def new_attributes(self, node: ir.Node) -> list[ir.Attr]:
+        """Nothing but the pads."""
+        return []
+
+
+def _why_not_filled(pad: ir.Node, opset: int, wanted: float) -> str | None:
     mode = pad.attributes.get_string("mode", "constant")
     if mode != "constant":
         return f"{describe(pad)} has mode {mode}"
@@ -138,16 +174,15 @@ def _why_not_zeros(pad: ir.Node, opset: int) -> str | None:
         return f"{describe(pad)} is of opset 1"
     if opset < 11:
         value = pad.attributes.get_float("value", 0.0)
-        return None if value == 0 else f"{describe(pad)} pads with {value}"
+        return None if value == wanted else f"{describe(pad)} pads with {value}"
     for index, role in ((1, "the list of pads"), (2, "the padding value"), (3, "the list of axes")):
         given = input_at(pad, index)
         reason = None if given is None else why_not_constant(given, role)
         if reason is not None:
             return reason
     fill = array_of(input_at(pad, 2))
-    if fill is not None and not (fill.size == 1 and fill.reshape(-1)[0] == 0):
-        return f"{describe(pad)} does not pad with zero"
-    return None
+    filled = 0.0 if fill is None else float(fill.reshape(-1)[0]) if fill.size == 1 else math.nan
+    return None if filled == wanted else f"{describe(pad)} does not pad with {_NAMES[wanted]}"
 
 
 def _pads_by_axis(pad: ir.Node, opset: int, rank: int | None) -> list[tuple[int, int]] | None:

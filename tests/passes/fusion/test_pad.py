@@ -209,3 +209,47 @@ def test_two_pads_in_a_row(parse, bind, draw, fuse, ops, assert_same):
     fuse(after, CONV)
     assert ops(after) == ["Conv"]
     assert_same(before, after, {"x": draw(1, 2, 5, 6)})
+
+
+INFINITE = """<ir_version: 10, opset_import: ["" : 18]> g (float[n, 2, h, w] x) => (float[a, b, c, d] y) {{
+    pads = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 2]> ()
+    fill = Constant <value_float = {fill}> ()
+    p = Pad (x, pads, fill)
+    {node}
+}}"""
+MAX_POOL = "y = MaxPool <kernel_shape = [3, 3]> (p)"
+
+
+@pytest.mark.parametrize(
+    "node", [MAX_POOL, "y = MaxPool <kernel_shape = [3, 4], strides = [2, 1], pads = [1, 0, 1, 1]> (p)"]
+)
+def test_infinite_pad_goes_into_max_pool(node, parse, draw, fuse, ops, assert_same):
+    source = INFINITE.format(fill="-inf", node=node)
+    before, after = parse(source), parse(source)
+    fuse(after, "pad-max-pool")
+    assert ops(after) == ["MaxPool"]
+    assert_same(before, after, *({"x": draw(n, 2, 5, 6) - 3} for n in (1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("fill", "node", "expected"),
+    [
+        ("0.0", MAX_POOL, "does not pad with minus infinity"),
+        ("-3.4e38", MAX_POOL, "does not pad with minus infinity"),
+        ("-inf", MAX_POOL.replace("[3, 3]", "[2, 2]"), "smaller than its kernel"),
+        ("-inf", MAX_POOL.replace("[3, 3]", "[3, 3], ceil_mode = 1"), "ceil_mode"),
+        ("-inf", MAX_POOL.replace("[3, 3]", "[3, 3], dilations = [2, 1]"), "dilations"),
+        (
+            "-inf",
+            "z, i = MaxPool <kernel_shape = [3, 3]> (p)\nf = Cast <to = 1> (i)\ny = Add (z, f)",
+            "indices",
+        ),
+    ],
+)
+def test_max_pool_refuses(fill, node, expected, parse, reason):
+    assert expected in reason(parse(INFINITE.format(fill=fill, node=node)), "pad-max-pool")
+
+
+def test_max_pool_refuses_a_pad_without_a_value(parse, reason):
+    source = INFINITE.format(fill="-inf", node=MAX_POOL).replace("(x, pads, fill)", "(x, pads)")
+    assert "does not pad with minus infinity" in reason(parse(source), "pad-max-pool")
