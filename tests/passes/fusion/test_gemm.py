@@ -109,3 +109,92 @@ def test_then_scale_and_shift_fold_into_the_gemm(parse, bind, draw, fuse, ops, a
     fuse(after)
     assert ops(after) == ["Gemm"]
     assert_same(before, after, {"x": draw(3, 4)}, atol=1e-5)
+
+
+RESHAPES = "gemm-reshapes"
+SHARED = "n = Neg (f)\nr = ReduceSum (n)\nz = Reshape (g, whole)"
+
+
+def between(
+    gemm="Gemm (f, w, b)", *, w="float[8, 5] w", more="", out="0, 0, 5", x="float[s, t, 8] x", opset=17
+) -> str:
+    return f"""<ir_version: 8, opset_import: ["" : {opset}]> g ({x}, {w}, float[5] b) => (float[i, j, k] y) {{
+        flat = Constant <value_ints = [-1, 8]> ()
+        shape = Shape <start = 0, end = 2> (x)
+        five = Constant <value_ints = [5]> ()
+        whole = Concat <axis = 0> (shape, five)
+        fixed = Constant <value_ints = [{out}]> ()
+        f = Reshape (x, flat)
+        [product] g = {gemm}
+        {more or "y = Reshape (g, whole)"}
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("gemm", "wanted"),
+    [("Gemm (f, w, b)", ["MatMul", "Add"]), ("Gemm <alpha = 1.0, beta = 0.5> (f, w)", [])],
+)
+def test_gemm_between_reshapes(gemm, wanted, parse, bind, draw, fuse, ops, assert_same):
+    before, after = (bind(parse(between(gemm)), w=None, b=None) for _ in range(2))
+    fuse(after, RESHAPES)
+    assert [o for o in ops(after) if o not in ("Shape", "Concat")] == (
+        wanted or ["Reshape", "Gemm", "Reshape"]
+    )
+    assert_same(before, after, *({"x": draw(s, t, 8)} for s, t in ((1, 1), (2, 3), (4, 1))))
+
+
+def test_gemm_between_reshapes_without_a_row(parse, bind, draw, fuse, ops, assert_same):
+    source = between("Gemm (f, w)", more="z = Reshape (g, whole)\ny = Add (z, b)")
+    before, after = (bind(parse(source), w=None, b=None) for _ in range(2))
+    fuse(after, RESHAPES)
+    assert ops(after)[-2:] == ["MatMul", "Add"]
+    assert after.graph[-2].name == "product"
+    assert_same(before, after, {"x": draw(2, 3, 8)})
+
+
+def test_gemm_between_reshapes_with_a_transposed_weight(parse, bind, draw, fuse, ops, assert_same):
+    source = between("Gemm <transB = 1> (f, w, b)", w="float[5, 8] w")
+    before, after = (bind(parse(source), w=None, b=None) for _ in range(2))
+    fuse(after, RESHAPES)
+    assert ops(after)[-2:] == ["MatMul", "Add"]
+    assert after.graph.initializers["w"].shape == (8, 5)
+    assert_same(before, after, {"x": draw(2, 3, 8)}, {"x": draw(1, 4, 8)})
+
+
+def test_gemms_of_one_flattened_value(parse, bind, draw, fuse, ops, assert_same):
+    more = """h = Gemm (f, w)
+        z = Reshape (h, whole)
+        u = Reshape (g, whole)
+        y = Add (u, z)"""
+    before, after = (bind(parse(between(more=more)), w=None, b=None) for _ in range(2))
+    fuse(after, RESHAPES)
+    assert "Reshape" not in ops(after)
+    assert_same(before, after, {"x": draw(2, 3, 8)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("Gemm (f", "Gemm <alpha = 2.0> (f", "more than a product"),
+        ("Gemm (f", "Gemm <beta = 2.0> (f", "more than a product"),
+        ("y = Reshape (g, whole)", f"{SHARED}\ny = Add (z, r)", "is used elsewhere"),
+        ("y = Reshape (g, whole)", "y = Reshape (g, fixed)", "may make other axes"),
+        ("[-1, 8]", "[8, -1]", "may do more"),
+        ("y = Reshape (g, whole)", "z = Neg (g)\ny = Reshape (z, whole)", ""),
+        ("float[5] b", "float[m, 5] b", "not one number per column"),
+    ],
+)
+def test_gemm_between_reshapes_refusals(old, new, expected, parse, bind, reason):
+    source = between(out="-1, 1, 5")
+    assert old in source
+    found = reason(bind(parse(source.replace(old, new), check=False), w=None), RESHAPES)
+    assert expected in found
+    assert bool(found) == bool(expected)
+
+
+def test_a_transposed_weight_that_is_shared(parse, bind, reason):
+    more = "n = ReduceSum (w)\nz = Reshape (g, whole)\ny = Add (z, n)"
+    source = between("Gemm <transB = 1> (f, w, b)", w="float[5, 8] w", more=more)
+    assert "is used elsewhere" in reason(bind(parse(source), w=None), RESHAPES)
+    source = between("Gemm <transB = 1> (f, w, b)", w="float[5, 8] w")
+    assert "the weight 'w' is a graph input" in reason(parse(source), RESHAPES)
