@@ -47,7 +47,8 @@ class Fuse(Pass):
     - ``swish``: x * Sigmoid(alpha * x) becomes Swish (opset 24); onnxruntime has no kernel for it and fuses
       the two operators better
     - ``attention``: Softmax(scale Q K^T + mask) V becomes Attention (opset 23); ``attention-heads``: that
-      between split and merged heads takes them as they lie in memory; ``attention-windows``: that in windows
+      between split and merged heads takes them as they lie in memory, ``attention-late-heads``: so it does
+      where the sequence is the first axis; ``attention-windows``: that in windows
       with a mask for each; ``attention-folded-heads``: that of three axes, with heads folded into the batch;
       ``attention-groups``: keys and values that are repeated for groups of queries
     - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23);

@@ -139,7 +139,13 @@ def settled(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _matmul(node: ir.Node, orders: Orders, context: Context) -> Moved | None:
-    """``A^T W = (W^T A)^T``: the operands change places, the constant is transposed."""
+    """``A^T W = (W^T A)^T``: the operands change places, the constant is transposed.
+
+    Where the last axis stays the last, a product with a constant matrix does not mind the others' order.
+    """
+    data, constant = _order_at(node, 0, orders), constant_of(node.inputs[1])
+    if data is not None and data[-1] == len(data) - 1 and constant is not None and len(constant.shape) == 2:
+        return Moved(list(node.inputs), [], data)
     for side in (0, 1):
         order, other = _order_at(node, side, orders), node.inputs[1 - side]
         tensor = constant_of(other)

@@ -54,6 +54,14 @@ def test_a_pair_around_an_operator_cancels(body, left, becomes, draw):
     assert not any(node.op_type == "Transpose" for node in after.graph)
 
 
+def test_a_constant_matrix_where_the_last_axis_stays(becomes, draw):
+    swap = "t = Transpose <perm = [1, 0, 2]> (x)\n"
+    body = f"{swap}{W}v = MatMul (t, w)\n y = Transpose <perm = [1, 0, 2]> (v)"
+    text = graph(body, x="float[N, M, 3] x")
+    after = becomes(text, ["MatMul"], {"x": draw(2, 5, 3)}, {"x": draw(1, 1, 3)})
+    assert after.graph.node(-1).inputs[0].is_graph_input()
+
+
 def test_a_constant_matrix_on_the_left(becomes, draw):
     body = "w = Constant <value = float[2, 4] {1.0, 2.0, 3.0, -1.0, -2.0, 0.5, 1.0, 2.0}> ()\n"
     text = around(body + "v = MatMul (w, t)", x="float[N, 3, 4] x")
