@@ -130,6 +130,14 @@ def test_subgraphs_use_the_outer_one_and_siblings_keep_theirs(parse, assert_same
         assert_same(parse(NESTED), model, {"x": X[0], "c": np.array(condition)})
 
 
+def test_what_is_computed_when_it_is_read_is_left_alone():
+    def compute() -> ir.TensorProtocol:
+        raise AssertionError("computed")
+
+    lazy = [ir.LazyTensor(compute, ir.DataType.FLOAT, ir.Shape([2]), name=f"w{i}") for i in range(2)]
+    assert not apply(model_of(*lazy)).modified
+
+
 def test_external_data_is_read_only_as_far_as_needed(tmp_path, monkeypatch):
     """Unique signatures not at all, different heads not to the end, no map left behind."""
     size = 3 * _content.HEAD_BYTES
