@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from graphopt.graph import subgraphs_of
+from graphopt.graph import has_subgraphs, is_used, use_count
 
 __all__ = ["add_constant_node", "is_gone", "remove_unused", "unname_twins"]
 
@@ -38,19 +38,22 @@ def remove_unused(nodes: Iterable[ir.Node]) -> Removed:
     released: dict[ir.Value, None] = {}
     while pending:
         node = pending.pop()
-        if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+        graph = node.graph
+        if graph is None or any(map(is_used, node.outputs)):
             continue
-        if next(subgraphs_of(node), None) is not None:
+        if has_subgraphs(node):
             continue  # its body uses outer values; dead-code elimination knows how to take it out
         inputs = [value for value in node.inputs if value is not None]
-        node.graph.remove(node, safe=True)
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+        graph.remove(node)
         count += 1
         for value in inputs:
             made_by = value.producer()
             released[value] = None
             if made_by is not None:
                 pending.append(made_by)
-            elif value.is_initializer() and not value.uses():
+            elif value.is_initializer() and not use_count(value):
                 _remove_initializer(value)
     return Removed(count, list(released))
 

@@ -29,8 +29,11 @@ _KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _FILES = "graphopt.external_files"
 
 
-def guard_external(places: Iterable[Place], folder: Path | None) -> None:
+def guard_external(places: Iterable[Place], folder: Path | None) -> bool:
     """Check the external data of all tensors; drop unknown keys of their entries.
+
+    Returns:
+        Whether any tensor has its data outside.
 
     Args:
         places: All tensors of a model.
@@ -58,6 +61,7 @@ def guard_external(places: Iterable[Place], folder: Path | None) -> None:
         if location not in sizes:
             sizes[location] = _file_size(place, location, folder)
         _guard_range(place, entries, sizes[location])
+    return bool(sizes)
 
 
 def _file_size(place: Place, location: str, folder: Path) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.graph import constant_of, describe, is_default_domain
+from graphopt.graph import constant_of, describe, is_default_domain, use_count
 
-__all__ = ["input_at", "is_exclusive", "is_op", "producer", "why_not_constant"]
+__all__ = ["input_at", "is_exclusive", "is_op", "only_user", "producer", "why_not_constant"]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -14,12 +14,10 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 
     Inside a model-local function an attribute may refer to the caller's; nothing can be said of such a node.
     """
-    return (
-        node is not None
-        and node.op_type in op_types
-        and is_default_domain(node)
-        and not any(a.is_ref() for a in node.attributes.values())
-    )
+    if node is None or node.op_type not in op_types or not is_default_domain(node):
+        return False
+    attributes = node.attributes.data
+    return not attributes or not any(a.is_ref() for a in attributes.values())
 
 
 def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
@@ -38,7 +36,16 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_exclusive(value: ir.Value) -> bool:
     """Whether the value has exactly one use and is no graph output."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
+    return use_count(value) == 1 and not value.is_graph_output()
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The node that reads the value where it is the only one; there may be thousands of others."""
+    for user, _ in value._uses:
+        once = use_count(value) == 1
+        few = use_count(value) <= len(user.inputs)
+        return user if once or (few and len(value.consumers()) == 1) else None
+    return None
 
 
 def why_not_constant(value: ir.Value, role: str) -> str | None:

@@ -76,12 +76,16 @@ def _survey(root: onnx.GraphProto | onnx.FunctionProto) -> _Body:
         body.nodes += len(graph.node)
         if isinstance(graph, onnx.GraphProto):
             body.tensors.extend(map(Place, graph.initializer))
+        calls: Counter[FunctionId] = Counter()
         for node in graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            body.calls[(domain, node.op_type, node.overload), depth] += 1
+            calls[node.domain, node.op_type, node.overload] += 1
             for attribute in node.attribute:
-                todo.extend((inner, depth + 1) for inner in _graphs(attribute))
-                body.tensors.extend(Place(t, node, attribute.name) for t in _tensors(attribute))
+                if attribute.HasField("g") or attribute.graphs:
+                    todo.extend((inner, depth + 1) for inner in _graphs(attribute))
+                if attribute.HasField("t") or attribute.tensors:
+                    body.tensors.extend(Place(t, node, attribute.name) for t in _tensors(attribute))
+        for (domain, op_type, overload), count in calls.items():
+            body.calls[("" if domain == "ai.onnx" else domain, op_type, overload), depth] += count
     if isinstance(root, onnx.FunctionProto):
         body.tensors.extend(_defaults(root))
     return body

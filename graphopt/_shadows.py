@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphopt.graph import subgraphs_of
+from graphopt.graph import subgraphs_below, subgraphs_of
 
 __all__ = ["unshadow"]
 
@@ -32,8 +32,9 @@ class _Walk:
         self._renamed = 0
 
     def run(self) -> int:
-        if any(True for _ in self._top.subgraphs()):
-            for graph in (self._top, *self._top.subgraphs()):
+        inside = subgraphs_below(self._top)
+        if inside:
+            for graph in (self._top, *inside):
                 self._taken.update(v.name for v in _own_values(graph) if v.name)
             self._visit(self._top)
         return self._renamed

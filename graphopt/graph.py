@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -18,12 +18,21 @@ __all__ = [
     "captured_values",
     "constant_of",
     "describe",
+    "has_subgraphs",
     "is_default_domain",
+    "is_used",
     "release",
     "replace_value",
     "scopes",
+    "subgraphs_below",
     "subgraphs_of",
+    "use_count",
 ]
+
+
+_GRAPH: Final = ir.AttributeType.GRAPH
+_GRAPH_TYPES: Final = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+_DEFAULT_DOMAINS: Final = frozenset({"", "ai.onnx"})
 
 
 class Scope(NamedTuple):
@@ -37,11 +46,11 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
     """Every graph of the model: the main one, the functions' bodies, and all subgraphs of these."""
     opset = model.opset_imports.get("", 1)
     yield Scope(model.graph, opset)
-    yield from (Scope(graph, opset) for graph in model.graph.subgraphs())
+    yield from (Scope(graph, opset) for graph in subgraphs_below(model.graph))
     for function in model.functions.values():
         own = function.opset_imports.get("", opset)
         yield Scope(function.graph, own)
-        yield from (Scope(graph, own) for graph in function.subgraphs())
+        yield from (Scope(graph, own) for graph in subgraphs_below(function.graph))
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -52,7 +61,7 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def is_default_domain(node: ir.Node) -> bool:
     """Whether the node's operator belongs to the standard ONNX domain."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in _DEFAULT_DOMAINS
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -77,6 +86,10 @@ _CONSTANT_DTYPES = {
 }
 
 
+#: Where the attribute of a Constant node keeps the tensor that was made of its numbers.
+_KEPT: Final = "graphopt.tensor"
+
+
 def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     if len(node.attributes) != 1:
         return None
@@ -86,7 +99,11 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     if attribute.name == "value":  # not as_tensor(): its protocol check costs more than all else here
         return attribute.value if attribute.type == ir.AttributeType.TENSOR else None
     if attribute.name in _CONSTANT_DTYPES:
-        return ir.tensor(np.asarray(attribute.value, _CONSTANT_DTYPES[attribute.name]))
+        kept = attribute.meta.get(_KEPT)
+        if kept is None:
+            array = np.asarray(attribute.value, _CONSTANT_DTYPES[attribute.name])
+            kept = attribute.meta[_KEPT] = ir.Tensor(array)
+        return kept
     return None  # strings and sparse tensors are nothing that arithmetic is done with
 
 
@@ -96,6 +113,16 @@ def array_of(value: ir.Value | None) -> np.ndarray | None:
     if tensor is None or tensor.dtype == ir.DataType.STRING:
         return None
     return tensor.numpy()
+
+
+def use_count(value: ir.Value) -> int:
+    """How often nodes read the value; ``len(value.uses())`` would copy them all, and there may be many."""
+    return len(value._uses)
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether a node reads the value or a graph returns it."""
+    return bool(value._uses) or value.is_graph_output()
 
 
 def release(tensor: ir.TensorProtocol | None) -> None:
@@ -112,6 +139,7 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
         for graph, _ in scopes(model):
             self._taken.update(v.name for v in graph.inputs if v.name)
             self._taken.update(graph.initializers)
@@ -119,17 +147,20 @@ class Names:
 
     def fresh(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ``wanted_2`` … where it is taken."""
-        name, count = wanted, 0
-        while name in self._taken:
+        if wanted not in self._taken:
+            self._taken.add(wanted)
+            return wanted
+        count = self._last.get(wanted, 0) + 1
+        while f"{wanted}_{count}" in self._taken:
             count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
+        self._last[wanted] = count
+        self._taken.add(f"{wanted}_{count}")
+        return f"{wanted}_{count}"
 
 
 def add_initializer(graph: ir.Graph, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Register ``data`` as an initializer of ``graph``; ``name`` must be fresh (see :class:`Names`)."""
-    tensor = ir.tensor(np.asarray(data, order="C"), name=name) if isinstance(data, np.ndarray) else data
+    tensor = ir.Tensor(np.asarray(data, order="C"), name=name) if isinstance(data, np.ndarray) else data
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
@@ -169,13 +200,30 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
 
 def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs that the node's attributes hold (branches, loop bodies), not those nested inside them."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    for attribute in node.attributes.data.values():
+        if attribute.type in _GRAPH_TYPES and not attribute.is_ref():
+            yield from (attribute.as_graph(),) if attribute.type == _GRAPH else attribute.as_graphs()
+
+
+def has_subgraphs(node: ir.Node) -> bool:
+    """Whether an attribute of the node holds a graph."""
+    attributes = node.attributes.data
+    return bool(attributes) and next(subgraphs_of(node), None) is not None
+
+
+def subgraphs_below(graph: ir.Graph) -> list[ir.Graph]:
+    """All graphs inside of ``graph``, nested ones too, each before those that it holds."""
+    found: dict[ir.Graph, None] = {}
+    _collect_below(graph, found)
+    return list(found)
+
+
+def _collect_below(graph: ir.Graph, found: dict[ir.Graph, None]) -> None:
+    for node in graph:
+        if node.attributes.data:  # most nodes have none, and this walk is taken often
+            for inner in subgraphs_of(node):
+                found[inner] = None
+                _collect_below(inner, found)
 
 
 def captured_values(node: ir.Node) -> list[ir.Value]:

@@ -23,12 +23,14 @@ from google.protobuf.message import DecodeError, EncodeError
 from graphopt import _formats
 from graphopt._atomic import checked_target, output_errors, replace, replace_pair
 from graphopt._checker import check_proto
+from graphopt._collector import collector_held
 from graphopt._external_data import attach, external_files, guard_external
 from graphopt._interface import Interface, Port, interface
 from graphopt._ir_version import raise_ir_version
 from graphopt._proto import guard, root_cause, tensors_of
 from graphopt._shadows import unshadow
 from graphopt._structure import IN_MEMORY, structure_proto
+from graphopt._tensors import keep_facts
 from graphopt._writer import full_proto, plan, write
 from graphopt.errors import InputError, OutputError, UserError
 from graphopt.limits import MIB, PROTOBUF_MAX, TEXT_MODEL
@@ -70,7 +72,8 @@ def load(source: str | os.PathLike[str]) -> ir.Model:
     """
     path = Path(os.path.abspath(source))  # noqa: PTH100 (the model's folder is the one the user named)
     try:
-        return _from_proto(_formats.read(path), path.parent)
+        with collector_held():
+            return _from_proto(_formats.read(path), path.parent)
     except UserError as error:
         raise type(error)(f"'{source}': {error}") from error
 
@@ -86,7 +89,8 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     copy = onnx.ModelProto()
     try:
         copy.CopyFrom(proto)
-        return _from_proto(copy, None)
+        with collector_held():
+            return _from_proto(copy, None)
     except (DecodeError, EncodeError) as error:
         raise InputError("the ModelProto is larger than 2 GiB or nested too deeply") from error
     except UserError as error:
@@ -95,14 +99,15 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 
 def _from_proto(proto: onnx.ModelProto, folder: Path | None) -> ir.Model:
     places = guard(proto)
-    guard_external(places, folder)
-    check_proto(proto)
+    external = guard_external(places, folder)
+    check_proto(proto, places)
     try:
         model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"not a valid ONNX model: {root_cause(error)}") from error
-    if folder is not None:
+    if external and folder is not None:
         attach(model, folder)
+    keep_facts(model, in_attributes=any(place.node is not None for place in places))
     unshadow(model)
     raise_ir_version(model)
     return model

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 
 import onnx_ir as ir
 
+from graphopt._collector import collector_held
 from graphopt.errors import InputError
 from graphopt.options import nearest
 from graphopt.rewrite import Refusal
@@ -56,6 +57,11 @@ class Pass(ir.passes.InPlacePass):
     alone: ClassVar[bool] = False
     #: Paper, specification section or library the pass follows.
     source: ClassVar[str] = ""
+
+    def __call__(self, model_or_result: ir.Model | ir.passes.PassResult, /) -> ir.passes.PassResult:
+        """Run the pass on a model, the garbage collector held (see :mod:`graphopt._collector`)."""
+        with collector_held():
+            return super().__call__(model_or_result)
 
 
 _registered: dict[str, type[Pass]] = {}

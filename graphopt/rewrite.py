@@ -36,9 +36,18 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt._edits import add_constant_node, is_gone, remove_unused, unname_twins
-from graphopt._matching import input_at, is_exclusive, is_op, producer, why_not_constant
+from graphopt._matching import input_at, is_exclusive, is_op, only_user, producer, why_not_constant
 from graphopt.errors import DefectError
-from graphopt.graph import Names, add_initializer, constant_of, describe, replace_value, scopes
+from graphopt.graph import (
+    Names,
+    Scope,
+    add_initializer,
+    constant_of,
+    describe,
+    replace_value,
+    scopes,
+    use_count,
+)
 
 if TYPE_CHECKING:
     from graphopt.analyses.shapes import Inferred, Shapes
@@ -143,10 +152,10 @@ class Context:
         opset: Version of the standard operators in the graph of the match.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, graphs: Iterable[Scope] | None = None) -> None:
         self.model = model
         self.opset = 1
-        self._opsets = {scope.graph: scope.opset for scope in scopes(model)}
+        self._opsets = dict(scopes(model) if graphs is None else graphs)
         self._function_graphs = {function.graph for function in model.functions.values()}
         self._names: Names | None = None
         self._shapes: Shapes | None = None
@@ -193,7 +202,7 @@ class Context:
             heir_of: The constant that this one stands in for; if that one becomes unused, its name passes on.
         """
         name = self.fresh_name(wanted)
-        tensor = ir.tensor(data) if isinstance(data, np.ndarray) else data
+        tensor = ir.Tensor(data) if isinstance(data, np.ndarray) else data
         tensor.name = name
         in_function = self._graph in self._function_graphs  # which have no initializers
         value = (add_constant_node if in_function else add_initializer)(self._graph, name, tensor)
@@ -217,7 +226,7 @@ class Context:
         nodes that are replaced.
         """
         old = output.producer()
-        if old is None or old.graph is None or any(o.uses() for o in old.outputs if o is not output):
+        if old is None or old.graph is None or any(use_count(o) for o in old.outputs if o is not output):
             raise DefectError(f"'{output.name}' cannot be replaced alone; please report this model")
         value = ir.Value(
             name=output.name,
@@ -302,11 +311,12 @@ class Context:
         """Remove what the rewrite left unused, hand names on; the nodes that deserve another visit."""
         again = dict.fromkeys(self._added)
         for node in self._added:
-            again.update(dict.fromkeys((*node.predecessors(), *node.successors())))
+            again.update(dict.fromkeys(node.predecessors()))
+            again.update(dict.fromkeys(node.successors()))
         for value in remove_unused(self._replaced).released:
-            made_by, users = value.producer(), value.consumers()
-            again.update(dict.fromkeys([made_by] if made_by is not None else []))
-            again.update(dict.fromkeys(users if len(users) == 1 else ()))
+            for neighbour in (value.producer(), only_user(value)):
+                if neighbour is not None:
+                    again[neighbour] = None
         unname_twins(self._added)
         for old, heir in {old: heir for heir, old in self._heirs}.items():
             if is_gone(old):
@@ -333,7 +343,8 @@ class _Driver:
     """One run over one model."""
 
     def __init__(self, model: ir.Model, rules: Sequence[Rule[Any]]) -> None:
-        self.context = Context(model)
+        self.scopes = list(scopes(model))
+        self.context = Context(model, self.scopes)
         self.report = RewriteReport()
         self.index: dict[str, list[Rule[Any]]] = {}
         for rule in rules:
@@ -344,9 +355,9 @@ class _Driver:
         self.refused: dict[tuple[str, ir.Node], str] = {}
 
     def run(self) -> RewriteReport:
-        nodes = [node for scope in scopes(self.context.model) for node in scope.graph]
-        budget = _REWRITES_PER_NODE * len(nodes) + 1000
-        self.push(nodes)
+        for scope in self.scopes:
+            self.push(scope.graph)
+        budget = _REWRITES_PER_NODE * sum(len(scope.graph) for scope in self.scopes) + 1000
         while self.queue:
             node = self.queue.popleft()
             self.queued.discard(node)
@@ -370,7 +381,8 @@ class _Driver:
 
     def push(self, nodes: Iterable[ir.Node]) -> None:
         for node in nodes:
-            if node not in self.queued and node.op_type in self.index and is_op(node, node.op_type):
+            op_type = node.op_type
+            if op_type in self.index and node not in self.queued and is_op(node, op_type):
                 self.queued.add(node)
                 self.queue.append(node)
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphopt.analyses import costs, kernels, shapes
 from graphopt.analyses.kernels.fallback import evaluate_by_runtime, runs_in_session
-from graphopt.graph import constant_of, scopes
+from graphopt.graph import constant_of, scopes, use_count
 
 __all__ = ["Evaluation", "evaluate", "stored_bytes"]
 
@@ -133,7 +133,7 @@ class _Evaluator:
                 self._known[value] = None
             else:
                 self._known[value] = tensor.numpy()
-                self._own[value] = tensor.nbytes / max(1, len(value.uses()))
+                self._own[value] = tensor.nbytes / max(1, use_count(value))
         return self._known[value]
 
     def _own_bytes(self, node: ir.Node) -> float:
@@ -202,7 +202,7 @@ class _Evaluator:
 
     def _keep(self, node: ir.Node, results: list[Array]) -> None:
         self._found.results[node] = results
-        uses = sum(len(v.uses()) for v in node.outputs)
+        uses = sum(map(use_count, node.outputs))
         share = self._own_bytes(node) / max(1, uses)
         sources = [a for a in (self._known.get(v) for v in node.inputs if v is not None) if a is not None]
         for value, array in zip(node.outputs, results, strict=True):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphopt.graph import array_of, is_default_domain
 
-__all__ = ["WITH_BY_PRODUCTS", "inherit_type", "is_copying_dropout", "is_random", "is_used", "redirect"]
+__all__ = ["WITH_BY_PRODUCTS", "inherit_type", "is_copying_dropout", "is_random", "redirect"]
 
 #: Operators whose trailing outputs are by-products: leaving one out changes none of the others. Not
 #: BatchNormalization, whose number of outputs chose the mode before opset 14, nor Split, whose number of
@@ -42,11 +42,6 @@ def is_copying_dropout(node: ir.Node, opset: int) -> bool:
         return True
     training = array_of(node.inputs[2])
     return training is not None and not training.any()
-
-
-def is_used(value: ir.Value) -> bool:
-    """Whether a node reads the value or a graph returns it."""
-    return bool(value.uses()) or value.is_graph_output()
 
 
 def inherit_type(new: ir.Value, old: ir.Value) -> None:

@@ -10,7 +10,7 @@ file would grow beyond the budget, folding is made less eager and planned again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,19 +51,19 @@ class Plan:
     growth: int = 0
 
 
-def plan(results: Results, *, max_result_bytes: int, budget: int) -> Plan:
+def plan(results: Results, *, max_result_bytes: int, within_budget: Callable[[int], bool]) -> Plan:
     """Choose among the foldable nodes.
 
     Args:
         results: The foldable nodes in topological order, with one array per output.
         max_result_bytes: A larger constant is stored only in the place of as many bytes of other constants.
-        budget: Bytes by which the file may grow in all.
+        within_budget: Whether the file may grow by so many bytes in all.
     """
     banned: set[ir.Node] = set()
     uses = _Uses(results)
     for eagerness in (*_EAGERNESS, *(0,) * _ROUNDS):
         found = _Planner(results, uses, eagerness, max_result_bytes, banned).run()
-        if found.growth <= budget:
+        if within_budget(found.growth):
             return found
         if eagerness == 0:
             banned |= _largest(found, results)

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analyses import shapes
-from graphopt.graph import constant_of, is_default_domain
-from graphopt.passes.cleanup._common import is_copying_dropout, is_used
+from graphopt.graph import constant_of, is_default_domain, is_used
+from graphopt.passes.cleanup._common import is_copying_dropout
 
 __all__ = ["Facts", "copied_value"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphopt.graph import subgraphs_of
+from graphopt.graph import has_subgraphs
 
 __all__ = ["exclusive_nodes"]
 
@@ -29,7 +29,7 @@ def exclusive_nodes(node: ir.Node, kept: Iterable[ir.Value]) -> int:
 
 
 def _dies(node: ir.Node, dying: dict[ir.Node, None], wanted: set[ir.Value]) -> bool:
-    if next(subgraphs_of(node), None) is not None:
+    if has_subgraphs(node):
         return False
     return not any(
         output in wanted or output.is_graph_output() or any(user not in dying for user in output.consumers())

@@ -11,9 +11,9 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from graphopt.graph import can_replace, is_default_domain, replace_value, subgraphs_of
+from graphopt.graph import can_replace, is_default_domain, is_used, replace_value, subgraphs_of
 from graphopt.limits import MIB
-from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS, inherit_type, is_random, is_used, redirect
+from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS, inherit_type, is_random, redirect
 from graphopt.passes.cleanup._content import content
 from graphopt.registry import Pass, PassResult, register
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import onnx_ir as ir
 
-from graphopt.graph import is_default_domain, scopes, subgraphs_of
-from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS, is_used
+from graphopt.graph import is_default_domain, is_used, scopes, subgraphs_of
+from graphopt.passes.cleanup._common import WITH_BY_PRODUCTS
 from graphopt.registry import Pass, PassResult, register
 
 __all__ = ["EliminateDeadCode"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphopt.graph import can_replace, describe, replace_value, scopes
+from graphopt.graph import can_replace, describe, replace_value, scopes, subgraphs_below
 from graphopt.passes.cleanup._common import inherit_type, redirect
 from graphopt.passes.cleanup._no_ops import Facts, copied_value
 from graphopt.registry import Pass, PassResult, Refusal, register
@@ -43,7 +43,7 @@ class EliminateIdentity(Pass):
         facts = Facts(model)
         removed: collections.Counter[str] = collections.Counter()
         refusals: list[Refusal] = []
-        main = {model.graph, *model.graph.subgraphs()}
+        main = {model.graph, *subgraphs_below(model.graph)}
         moved = False
         for graph, facts.opset in scopes(model):
             facts.typed = graph in main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt import limits
 from graphopt.analyses import constants
-from graphopt.graph import constant_of, describe, is_default_domain
+from graphopt.graph import constant_of, describe, has_subgraphs, is_default_domain, is_used, subgraphs_below
 from graphopt.options import option
 from graphopt.passes.cleanup import _fold_plan
 from graphopt.registry import Pass, PassResult, Refusal, register
@@ -59,7 +60,7 @@ class FoldConstants(Pass):
         if not found.results:
             return PassResult(model, False, "nothing to fold", refusals)
         plan = _fold_plan.plan(
-            found.results, max_result_bytes=self.max_result_bytes, budget=_growth_budget(model)
+            found.results, max_result_bytes=self.max_result_bytes, within_budget=_Budget(model).holds
         )
         refusals += [self._too_large(n, found.results[n]) for n in plan.kept if n.op_type != "Identity"]
         if not plan.removed:
@@ -77,14 +78,25 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _growth_budget(model: ir.Model) -> int:
-    from graphopt.io import serialized_size
+class _Budget:
+    """Bytes by which the file may grow: 1 KiB, or 2 % of its size, which is computed only if it matters."""
 
-    return max(limits.KIB, serialized_size(model) // 50)
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    def holds(self, growth: int) -> bool:
+        """Whether the file may grow by ``growth`` bytes."""
+        return growth <= limits.KIB or growth <= self._share
+
+    @functools.cached_property
+    def _share(self) -> int:
+        from graphopt.io import serialized_size
+
+        return serialized_size(self._model) // 50
 
 
 def _apply(model: ir.Model, plan: _fold_plan.Plan) -> None:
-    in_functions = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+    in_functions = {id(g) for f in model.functions.values() for g in (f.graph, *subgraphs_below(f.graph))}
     for value, array in plan.stored.items():
         node = value.producer()
         assert node is not None
@@ -152,7 +164,7 @@ def _remove(nodes: Iterable[ir.Node]) -> None:
 def _remove_unused(values: list[ir.Value]) -> None:
     while values:
         value = values.pop()
-        if value.uses() or value.is_graph_output() or value.is_graph_input():
+        if is_used(value) or value.is_graph_input():
             continue
         if value.is_initializer():
             if isinstance(value.graph, ir.Graph) and value.name is not None:
@@ -167,8 +179,5 @@ def _remove_unused(values: list[ir.Value]) -> None:
 
 def _is_unused(node: ir.Node) -> bool:
     """Whether nothing needs a node; those with subgraphs are left to others."""
-    plain = not any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-    )
     known = is_default_domain(node) or constant_of(node.outputs[0]) is not None
-    return plain and known and not any(v.uses() or v.is_graph_output() for v in node.outputs)
+    return known and not has_subgraphs(node) and not any(map(is_used, node.outputs))

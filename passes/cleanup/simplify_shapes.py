@@ -14,10 +14,12 @@ from graphopt.graph import (
     add_initializer,
     constant_of,
     describe,
+    is_used,
     replace_value,
+    subgraphs_below,
+    use_count,
 )
 from graphopt.options import option
-from graphopt.passes.cleanup._common import is_used
 from graphopt.passes.cleanup._shape_sources import Sources, VectorKey, key_of
 from graphopt.passes.cleanup._shape_targets import (
     BROADCASTING,
@@ -64,7 +66,7 @@ class SimplifyShapes(Pass):
         if any(f.domain in ("", "ai.onnx") for f in model.functions.values()):
             return PassResult(model, False, "a function takes the place of a standard operator")
         work = _Work(model, self.name, self.allow_empty)
-        for graph in (model.graph, *model.graph.subgraphs()):
+        for graph in (model.graph, *subgraphs_below(model.graph)):
             work.simplify(graph)
         return PassResult(model, work.done.total() > 0, work.summary(), work.refusals)
 
@@ -181,7 +183,7 @@ class _Work:
             for output in node.outputs:
                 key = key_of(self.known[output])
                 equal = first.setdefault(key, output) if key is not None else output
-                if equal is not output and output.uses() and not output.is_graph_output():
+                if equal is not output and use_count(output) and not output.is_graph_output():
                     output.replace_all_uses_with(equal)
                     released.append(node)
         self.done["shared value"] += len(released)

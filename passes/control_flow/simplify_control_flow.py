@@ -8,7 +8,7 @@ import dataclasses
 import onnx_ir as ir
 
 from graphopt import limits
-from graphopt.graph import describe, subgraphs_of
+from graphopt.graph import describe, has_subgraphs, subgraphs_of
 from graphopt.options import option
 from graphopt.passes.control_flow import _if, _loop, _state
 from graphopt.passes.control_flow._splice import ScopeNames
@@ -67,8 +67,12 @@ class SimplifyControlFlow(Pass):
         done: collections.Counter[str],
         refusals: list[Refusal],
     ) -> None:
+        pending: list[tuple[ir.Node, dict[ir.Value, bool]]] = [
+            (node, {}) for node in reversed(top) if has_subgraphs(node)
+        ]
+        if not pending:
+            return
         scope = Scope(top, opset, in_function, ScopeNames(top), self.max_iterations)
-        pending: list[tuple[ir.Node, dict[ir.Value, bool]]] = [(node, {}) for node in reversed(list(top))]
         while pending:
             node, known = pending.pop()
             if node.graph is None:
@@ -77,7 +81,7 @@ class SimplifyControlFlow(Pass):
             if step.refusal:
                 refusals.append(Refusal(self.name, describe(node), step.refusal))
             done.update(step.done)
-            pending += ((inner, known) for inner in reversed(step.nodes))
+            pending += ((inner, known) for inner in reversed(step.nodes) if has_subgraphs(inner))
             if node.graph is not None:
                 pending += _inside(node, known)
 
@@ -102,5 +106,5 @@ def _inside(node: ir.Node, known: dict[ir.Value, bool]) -> list[tuple[ir.Node, d
         condition = node.inputs[0] if is_op(node, "If") else None
         if condition is not None:
             there = {**known, condition: graph is node.attributes["then_branch"].as_graph()}
-        found += [(inner, there) for inner in graph]
+        found += [(inner, there) for inner in graph if has_subgraphs(inner)]
     return found

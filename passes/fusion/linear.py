@@ -242,7 +242,7 @@ class Linear:
                 target = self._by_channel(product[rows])[0]
                 np.multiply(grouped, factor, out=target, casting="unsafe", dtype=np.float64)
                 del grouped  # a view of the map that is let go of
-            return ir.tensor(product)
+            return ir.Tensor(product)
 
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
             return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()))

@@ -132,4 +132,4 @@ def _size(value: ir.Value | None, axis: int, context: Context) -> int | None:
 
 def axes_input(numbers: Iterable[int]) -> ir.TensorProtocol:
     """Axes, bounds or paddings as the tensor that an operator reads."""
-    return ir.tensor(np.array(list(numbers), np.int64))
+    return ir.Tensor(np.array(list(numbers), np.int64))

@@ -126,7 +126,7 @@ def _rearranged(
     def rearrange() -> ir.TensorProtocol:
         array = np.ascontiguousarray(tensor.numpy().reshape(shape).transpose(order))
         release(tensor)
-        return ir.tensor(array, dtype=tensor.dtype)
+        return ir.Tensor(array, dtype=tensor.dtype)
 
     return ir.LazyTensor(rearrange, tensor.dtype, ir.Shape([shape[axis] for axis in order]))
 
@@ -134,7 +134,7 @@ def _rearranged(
 def settled(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A new constant as the model holds it: computed now, unless it is large."""
     if isinstance(tensor, ir.LazyTensor) and tensor.nbytes <= _LAZY_ABOVE:
-        return ir.tensor(tensor.numpy(), dtype=tensor.dtype)
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
     return tensor
 
 
