@@ -26,7 +26,9 @@ def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node |
     A producer in an outer graph is none: fusing it would move its work into a branch or a loop.
     """
     node = None if value is None else value.producer()
-    return node if node is not None and node.graph is user.graph and is_op(node, *op_types) else None
+    if node is None or node.op_type not in op_types or node.graph is not user.graph:
+        return None
+    return node if is_op(node, node.op_type) else None
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

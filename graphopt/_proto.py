@@ -9,10 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from graphopt.errors import InputError, UnsupportedError
@@ -159,19 +160,24 @@ def _guard_text(proto: onnx.ModelProto) -> None:
 
     The walk over all messages also finds what onnx_ir would drop or refuse without saying where.
     """
-    todo: list[Message] = [proto]
+    todo: list[Any] = [proto]
+    tensor = onnx.TensorProto
     while todo:
         message = todo.pop()
-        if isinstance(message, onnx.TensorProto):  # not by its fields: that would copy the weights
+        kind = type(message)
+        if kind is tensor:  # not by its fields: that would copy the weights
             todo.extend((*message.external_data, *message.metadata_props))
             _guard_strings("name", [message.name, message.doc_string])
             continue
-        _guard_supported(message)
+        if kind in _NOT_ALWAYS_SUPPORTED:
+            _guard_supported(message)
         for descriptor, value in message.ListFields():
-            if descriptor.type == descriptor.TYPE_MESSAGE:
+            field = descriptor.type
+            if field == _STRING:
+                if type(value) is not str:
+                    _guard_strings(descriptor.name, value if descriptor.is_repeated else (value,))
+            elif field == _MESSAGE:
                 todo.extend(value if descriptor.is_repeated else (value,))
-            elif descriptor.type == descriptor.TYPE_STRING:
-                _guard_strings(descriptor.name, value if descriptor.is_repeated else (value,))
 
 
 def _guard_supported(message: Message) -> None:
@@ -191,12 +197,21 @@ def _guard_supported(message: Message) -> None:
         raise InputError("a device configuration of a node has no id, so it could not be saved again")
 
 
+_STRING, _MESSAGE = FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE
+_NOT_ALWAYS_SUPPORTED = frozenset(
+    {
+        onnx.AttributeProto,
+        onnx.NodeDeviceConfigurationProto,
+        onnx.SparseTensorProto,
+        onnx.TypeProto.Map,
+    }
+)
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _guard_strings(what: str, strings: Iterable[str | bytes]) -> None:
     for text in strings:
-        if isinstance(text, bytes):
+        if type(text) is bytes:
             raise InputError(f"{what} {quoted(text)} is not UTF-8 text: the file is damaged")
 
 
@@ -278,8 +293,8 @@ def _guard_data(place: Place) -> None:
     """The tensor's data is in the field of its type, and as long as its shape says."""
     tensor, dtype = place.tensor, ir.DataType(place.tensor.data_type)
     typed, per_element = _TYPED_FIELD.get(dtype, ("int32_data", 1))
-    filled = [name for name in _DATA_FIELDS if len(getattr(tensor, name))]
     raw = tensor.HasField("raw_data")
+    filled = [name for name in _DATA_FIELDS if getattr(tensor, name)]
     if (raw and (filled or dtype == ir.DataType.STRING)) or any(name != typed for name in filled):
         fields = " and ".join(["raw_data"] * raw + filled)
         raise InputError(f"{place} of type {dtype.name} holds {fields}: the file is damaged")

@@ -94,6 +94,18 @@ def _import_own_passes() -> None:
         importlib.import_module(module.name)
 
 
+@functools.cache
+def _import_one(name: str) -> bool:
+    """Import the module that is named like the pass, and no other; whether that made the pass known."""
+    package = importlib.import_module("graphopt.passes")
+    for family in pkgutil.iter_modules(package.__path__, "graphopt.passes."):
+        inside = importlib.import_module(family.name).__path__ if family.ispkg else []
+        for module in pkgutil.iter_modules(inside, f"{family.name}."):
+            if module.name.rpartition(".")[2] == name.replace("-", "_"):
+                importlib.import_module(module.name)
+    return name in _registered
+
+
 def pass_classes() -> dict[str, type[ir.passes.PassBase]]:
     """All named passes, graphopt's own first; an entry point never replaces one of them."""
     _import_own_passes()
@@ -111,6 +123,8 @@ def resolve(name: str, *, allow_code: bool = False) -> type[ir.passes.PassBase]:
         InputError: The name is unknown, or an import path was given without ``allow_code``.
     """
     if ":" not in name:
+        if name in _registered or _import_one(name):
+            return _registered[name]
         classes = pass_classes()
         if name not in classes:
             raise InputError(f"unknown pass '{name}'{nearest(name, classes)}")

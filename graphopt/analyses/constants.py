@@ -89,16 +89,16 @@ class _Evaluator:
         return self._found
 
     def _is_candidate(self, node: ir.Node) -> bool:
-        return (
-            (kernels.has_kernel(node) or runs_in_session(node))
-            and node.op_type != "Constant"
-            and (node.domain, node.op_type) not in self._functions
-            and not any(a.is_ref() for a in node.attributes.values())
-        )
+        if not (kernels.has_kernel(node) or runs_in_session(node)) or node.op_type == "Constant":
+            return False
+        if self._functions and (node.domain, node.op_type) in self._functions:
+            return False
+        attributes = node.attributes.data
+        return not attributes or not any(a.is_ref() for a in attributes.values())
 
     def _visit(self, node: ir.Node, opset: int) -> None:
         results = None
-        if all(v is None or self._is_constant(v) for v in node.inputs):
+        if self._are_constant(node.inputs):
             results = self._computed(
                 node, [None if v is None else self._array(v) for v in node.inputs], opset
             )
@@ -118,6 +118,9 @@ class _Evaluator:
         if self._shapes is None:
             self._shapes = shapes.infer(self._model)
         return self._shapes[value]
+
+    def _are_constant(self, values: Sequence[ir.Value | None]) -> bool:
+        return all(value is None or self._is_constant(value) for value in values)
 
     def _is_constant(self, value: ir.Value) -> bool:
         """Whether the value is known, without reading it: most weights meet an input that is not."""
@@ -175,8 +178,13 @@ class _Evaluator:
 
     def _from_shapes(self, node: ir.Node) -> list[Array] | None:
         """The outputs, where shape inference knows them as a whole although it does not know the inputs."""
-        found = [self._inferred(v).constant for v in node.outputs]
-        return [a for a in found if a is not None] if all(a is not None for a in found) else None
+        found = []
+        for output in node.outputs:
+            array = self._inferred(output).constant
+            if array is None:
+                return None
+            found.append(array)
+        return found
 
     def _cast_like(self, node: ir.Node, opset: int) -> list[Array] | None:
         """CastLike of a constant needs only the type of its second input."""

@@ -55,6 +55,8 @@ def head(tensor: ir.TensorProtocol) -> Content:
     """The first :data:`HEAD_BYTES` bytes, all where the tensor has no more; for text, all strings."""
     if tensor.dtype == ir.DataType.STRING:
         return tuple(tensor.string_data())  # type: ignore[attr-defined]
+    if tensor.nbytes <= HEAD_BYTES and not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+        return tensor.tobytes()
     file = _Head()
     with contextlib.suppress(_Full):
         _write(tensor, file)

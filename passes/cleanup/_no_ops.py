@@ -325,7 +325,10 @@ def _changes_nothing(operand: ir.Value | None, value: ir.Value | None, neutral: 
     tensor = constant_of(operand)
     if tensor is None or tensor.dtype == ir.DataType.STRING or facts.opset < _BROADCAST_OPSET:
         return False
-    if not 0 < tensor.size <= _NEUTRAL_ELEMENTS or not np.all(tensor.numpy() == neutral):
+    if not 0 < tensor.size <= _NEUTRAL_ELEMENTS:
+        return False
+    numbers = tensor.numpy()
+    if numbers.item(0) != neutral or not np.all(numbers == neutral):
         return False
     axes = tuple(tensor.shape)
     if not axes:

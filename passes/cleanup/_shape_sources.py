@@ -30,8 +30,11 @@ _PARTIAL_SHAPE_OPSET: Final = 15
 
 def key_of(known: Inferred) -> VectorKey | None:
     """The key of a value whose elements are all known, at least one of them by a symbol."""
-    dims, elements = known.static, known.elements
-    if dims is None or elements is None or known.dtype is None or math.prod(dims) != len(elements):
+    elements = known.elements
+    if elements is None:  # most values: not one of shape arithmetic
+        return None
+    dims = known.static
+    if dims is None or known.dtype is None or math.prod(dims) != len(elements):
         return None
     texts = tuple([e if isinstance(e, int) else e.value for e in elements])
     if None in texts or all(isinstance(t, int) for t in texts):

@@ -78,15 +78,17 @@ class _Merge:
         tables: tuple[_Table, ...] = ({}, *outer)
         merged = []
         for node in graph:
-            key = None if node.op_identifier() in self.functions else _key(node, opset)
+            shadowed = self.functions and node.op_identifier() in self.functions
+            key = None if shadowed else _key(node, opset)
             if key is not None:
                 keeper = next((table[key] for table in tables if key in table), None)
                 if keeper is None:
                     tables[0][key] = node
                 elif self._merge(node, keeper):
                     merged.append(node)
-            for subgraph in subgraphs_of(node):
-                self.visit(subgraph, opset, tables)
+            if node.attributes.data:
+                for subgraph in subgraphs_of(node):
+                    self.visit(subgraph, opset, tables)
         graph.remove(merged, safe=True)
         self.removed += len(merged)
         self.modified |= bool(merged)
@@ -113,7 +115,7 @@ def _key(node: ir.Node, opset: int) -> Hashable | None:
     if not is_default_domain(node) or is_random(node, opset):
         return None
     attributes = []
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         key = _attribute_key(attribute)
         if key is None:
             return None

@@ -43,6 +43,9 @@ class ViewChain(Rule[tuple[ir.Node, ...]]):
     name = "view-chain"
     roots = _VIEWS
 
+    def __init__(self) -> None:
+        self._checked: tuple[tuple[ir.Node, ...], Plan | None] = (), None
+
     def match(self, node: ir.Node) -> tuple[ir.Node, ...] | None:
         """The node and those before it, the last first."""
         chain = [node]
@@ -59,13 +62,14 @@ class ViewChain(Rule[tuple[ir.Node, ...]]):
             return (
                 f"opset {context.opset} has no Reshape to a computed shape; convert to {_MIN_OPSET} or later"
             )
-        if _best_plan(match, context) is None:
+        self._checked = match, _best_plan(match, context)
+        if self._checked[1] is None:
             return f"{len(match)} operators up to {describe(match[0])} are needed, or shapes are unknown"
         return None
 
     def rewrite(self, match: tuple[ir.Node, ...], context: Context) -> None:
         """The steps of the plan."""
-        plan = _best_plan(match, context)
+        plan = self._checked[1] if self._checked[0] is match else _best_plan(match, context)
         assert plan is not None
         last = match[0]
         output, value, sizes = last.outputs[0], plan.source, plan.sizes
