@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError, Message
 
 from graphopt._proto import quoted, root_cause, tensors_of
+from graphopt._streams import StreamedTensor
 from graphopt._structure import copy_data, initializers, placeholder, read, swapped_tensors
 from graphopt.errors import InputError, OutputError
 from graphopt.limits import EXTERNAL_DATA_ABOVE, EXTERNAL_DATA_KEPT_ABOVE, EXTERNAL_DATA_MIN_TENSOR, MIB
@@ -204,6 +205,9 @@ def write(pieces: Iterable[Piece], file: BinaryIO) -> None:
 def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     if isinstance(tensor, ir.ExternalTensor):
         copy_data(tensor, file)
+        return
+    if isinstance(tensor, StreamedTensor):
+        tensor.tofile(file)
         return
     if isinstance(tensor, ir.LazyTensor):
         tensor = tensor.raw()  # tobytes() would hold what is computed and a copy of it

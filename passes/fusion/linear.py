@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from graphopt._streams import StreamedTensor
 from graphopt.graph import constant_of, describe, release
 from graphopt.limits import KIB, MIB
 from graphopt.rewrite import Context, input_at, is_exclusive, why_not_constant
@@ -43,8 +44,8 @@ FLOAT_TYPES: Final = {
 _COPY_BELOW: Final = 4 * KIB
 #: A scaled weight that lies in a file and is larger than this stays there, and is scaled when it is read.
 _LAZY_ABOVE: Final = 16 * MIB
-#: Bytes of a weight that are worked on at once.
-_BLOCK: Final = 2 * MIB
+#: Bytes of a weight that are worked on at once: what is written next is still in the processor's cache.
+_BLOCK: Final = MIB
 #: Broadcasting of Add, Mul and Gemm had other rules before.
 _MIN_OPSET: Final = 7
 
@@ -212,7 +213,8 @@ class Linear:
     def _row_blocks(self, tensor: ir.TensorProtocol) -> Iterator[slice]:
         """The first axis of the weight in pieces; of a mapped file, one of them at a time is in memory."""
         rows = int(tensor.shape.numpy()[0])
-        whole = self.op_type == "ConvTranspose" or tensor.nbytes <= _BLOCK
+        mapped = isinstance(tensor, ir.ExternalTensor)  # any other is copied each time it is asked for
+        whole = self.op_type == "ConvTranspose" or not mapped or tensor.nbytes <= _BLOCK
         step = rows if whole else max(1, rows * _BLOCK // tensor.nbytes)
         for start in range(0, rows, step):
             yield slice(start, start + step)
@@ -233,20 +235,19 @@ class Linear:
     def _scaled(self, scale: Array) -> ir.TensorProtocol:
         tensor = self._tensor
 
-        def multiply() -> ir.TensorProtocol:
-            product = np.empty(tensor.shape.numpy(), tensor.dtype.numpy())
+        def blocks() -> Iterator[Array]:
             for rows in self._row_blocks(tensor):
                 grouped, kept = self._by_channel(tensor.numpy()[rows])
                 factor = scale[rows] if self._rows_are_channels else scale
                 factor = factor.reshape([n if axis in kept else 1 for axis, n in enumerate(grouped.shape)])
-                target = self._by_channel(product[rows])[0]
-                np.multiply(grouped, factor, out=target, casting="unsafe", dtype=np.float64)
+                product = np.empty(grouped.shape, tensor.dtype.numpy())
+                np.multiply(grouped, factor, out=product, casting="unsafe", dtype=np.float64)
                 del grouped  # a view of the map that is let go of
-            return ir.Tensor(product)
+                yield product.reshape(-1)
 
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE:
-            return ir.LazyTensor(multiply, tensor.dtype, ir.Shape(tensor.shape.numpy()))
-        return multiply()
+        scaled = StreamedTensor(blocks, tensor.dtype, ir.Shape(tensor.shape.numpy()))
+        lazy = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _LAZY_ABOVE
+        return scaled if lazy else scaled.whole()
 
     def _bias_vector(self) -> Array | None:
         """The bias as float64 [channels]; None where it is left out or varies by row."""
