@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+_TENSOR: Final = ir.AttributeType.TENSOR
 _GRAPH: Final = ir.AttributeType.GRAPH
 _GRAPH_TYPES: Final = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _DEFAULT_DOMAINS: Final = frozenset({"", "ai.onnx"})
@@ -91,13 +92,14 @@ _KEPT: Final = "graphopt.tensor"
 
 
 def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    if len(node.attributes) != 1:
+    attributes = node.attributes.data
+    if len(attributes) != 1:
         return None
-    attribute = next(iter(node.attributes.values()))
+    attribute = next(iter(attributes.values()))
     if attribute.is_ref():
         return None
     if attribute.name == "value":  # not as_tensor(): its protocol check costs more than all else here
-        return attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+        return attribute.value if attribute.type == _TENSOR else None
     if attribute.name in _CONSTANT_DTYPES:
         kept = attribute.meta.get(_KEPT)
         if kept is None:

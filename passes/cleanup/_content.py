@@ -8,10 +8,15 @@ from typing import Final
 
 import onnx_ir as ir
 
+from graphopt._tensors import LoadedTensor
+
 __all__ = ["HEAD_BYTES", "Content", "content", "head"]
 
 #: Tensors that differ mostly differ early; the head is compared before the rest is read at all.
 HEAD_BYTES: Final = 4096
+
+#: Most tensors are of these; asking what else one may be takes longer than to compare it.
+_IN_MEMORY: Final = (LoadedTensor, ir.Tensor)
 
 #: The bytes of a tensor, their SHA-256, or the strings.
 Content = bytes | tuple[bytes, ...]
@@ -55,7 +60,7 @@ def head(tensor: ir.TensorProtocol) -> Content:
     """The first :data:`HEAD_BYTES` bytes, all where the tensor has no more; for text, all strings."""
     if tensor.dtype == ir.DataType.STRING:
         return tuple(tensor.string_data())  # type: ignore[attr-defined]
-    if tensor.nbytes <= HEAD_BYTES and not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+    if type(tensor) in _IN_MEMORY and tensor.nbytes <= HEAD_BYTES:
         return tensor.tobytes()
     file = _Head()
     with contextlib.suppress(_Full):

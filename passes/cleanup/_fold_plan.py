@@ -10,6 +10,7 @@ file would grow beyond the budget, folding is made less eager and planned again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,8 @@ class _Uses:
     def __init__(self, results: Results) -> None:
         self._results = results
         self._of: dict[ir.Value, tuple[int, bool]] = {}
+        #: What a node takes in the file, likewise.
+        self.node_bytes = functools.cache(node_bytes)
 
     def count(self, value: ir.Value) -> int:
         """Nodes that use the value."""
@@ -141,7 +144,7 @@ class _Planner:
         size = sum(stored_bytes(a) for v, a in outputs if self._is_used(v))
         shares = [self._share(v) for v in dict.fromkeys(node.inputs) if v is not None]
         self._dying[node] = sum(dying for _, dying in shares)
-        keeping = node_bytes(node) + self._eagerness + sum(cost for cost, _ in shares)
+        keeping = self._uses.node_bytes(node) + self._eagerness + sum(cost for cost, _ in shares)
         legal = node not in self._banned and self._is_legal(node, size)
         self._cost[node] = min(size, keeping) if legal else keeping
         return legal and size <= keeping
@@ -174,7 +177,7 @@ class _Planner:
         """The exact change of the file's size, but for a few bytes of names and lengths."""
         removed = set(found.removed)
         grown = sum(stored_bytes(a) + _OVERHEAD for a in found.stored.values())
-        freed = sum(node_bytes(n) for n in removed)
+        freed = sum(map(self._uses.node_bytes, removed))
         for value in {v for n in removed for v in n.inputs if v is not None}:
             if not value.is_graph_output() and removed.issuperset(value.consumers()):
                 tensor = constant_of(value)

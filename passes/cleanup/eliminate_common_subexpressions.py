@@ -161,7 +161,7 @@ def _attribute_key(attribute: ir.Attr) -> Hashable | None:
     if attribute.type == ir.AttributeType.FLOATS:
         return struct.pack(f"<{len(attribute.value)}d", *attribute.value)
     if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
+        tensor = attribute.value
         if tensor.nbytes <= _TENSOR_BYTES:
             return tensor.dtype, tuple(tensor.shape), content(tensor)
     return None

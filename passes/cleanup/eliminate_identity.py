@@ -43,10 +43,10 @@ class EliminateIdentity(Pass):
         facts = Facts(model)
         removed: collections.Counter[str] = collections.Counter()
         refusals: list[Refusal] = []
-        main = {model.graph, *subgraphs_below(model.graph)}
+        called = {g for f in model.functions.values() for g in (f.graph, *subgraphs_below(f.graph))}
         moved = False
         for graph, facts.opset in scopes(model):
-            facts.typed = graph in main
+            facts.typed = graph not in called
             gone = []
             for node, value in _copies(graph, facts):
                 if can_replace(node.outputs[0], value):

@@ -27,7 +27,7 @@ def constant(call: Call) -> Array:
 
 def _fill(call: Call) -> Array:
     value = call.attribute("value")
-    fill = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
+    fill = np.zeros(1, np.float32) if value is None else value.value.numpy()
     if fill.size != 1:
         raise Refused("the value of ConstantOfShape is not one number")
     return fill.reshape(-1)
