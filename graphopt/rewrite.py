@@ -30,13 +30,15 @@ import pkgutil
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt._edits import add_constant_node, is_gone, remove_unused, unname_twins
 from graphopt._matching import input_at, is_exclusive, is_op, only_user, producer, why_not_constant
+from graphopt.analyses import shapes
+from graphopt.analyses.shapes import Inferred, Shapes
 from graphopt.errors import DefectError
 from graphopt.graph import (
     Names,
@@ -48,9 +50,6 @@ from graphopt.graph import (
     scopes,
     use_count,
 )
-
-if TYPE_CHECKING:
-    from graphopt.analyses.shapes import Inferred, Shapes
 
 __all__ = [
     "Context",
@@ -171,19 +170,17 @@ class Context:
 
     def infer(self, value: ir.Value) -> Inferred:
         """What shape inference knows of the value; the inference runs when first asked."""
-        from graphopt.analyses import shapes
-
         tensor = constant_of(value)
         if tensor is not None:
-            return shapes.Inferred(tensor.dtype, ir.Shape(tensor.shape.numpy()))
+            return Inferred(tensor.dtype, tensor.shape.numpy())
         if self._shapes is None:
             self._shapes = shapes.infer(self.model)
         return self._shapes[value]
 
     def rank(self, value: ir.Value) -> int | None:
         """The number of axes of the value; None where unknown."""
-        shape = self.infer(value).shape
-        return None if shape is None else len(shape)
+        dims = self.infer(value).dims
+        return None if dims is None else len(dims)
 
     def fresh_name(self, wanted: str) -> str:
         """``wanted``, or a name like it that no value of the model has."""

@@ -57,8 +57,8 @@ class Facts:
         """The axes of a tensor; None where not even their number is known."""
         if value is None or not self.typed:
             return None
-        shape = self._inferred[value].shape
-        return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+        dims = self._inferred[value].dims
+        return None if dims is None else tuple([d if isinstance(d, int) else d.value for d in dims])
 
 
 Rule = Callable[[ir.Node, Facts], ir.Value | None]

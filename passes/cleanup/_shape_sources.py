@@ -155,9 +155,9 @@ class Sources:
 
     def add(self, value: ir.Value) -> None:
         """Remember the axes of a tensor."""
-        shape = self._known[value].shape
-        if shape is not None and isinstance(value.type, ir.TensorType):
-            _remember(self._tensors, value, tuple(shape.dims))
+        dims = self._known[value].dims
+        if dims is not None and isinstance(value.type, ir.TensorType):
+            _remember(self._tensors, value, dims)
 
     def pass_by(self, node: ir.Node) -> None:
         """Remember what a node that stays in the graph offers to those behind it."""

@@ -56,7 +56,7 @@ def reshape_target(
         return "nothing is known of the target"
     if any(isinstance(e, int) and (e < -1 or (e == 0 and allowzero)) for e in elements):
         return "the target asks for an axis of size 0 or below"
-    axes = () if data.shape is None else tuple(data.shape.dims)
+    axes = data.dims or ()
     entries = [_entry(e, axes[i] if i < len(axes) else None) for i, e in enumerate(elements)]
     opened = [i for i, entry in enumerate(entries) if entry == -1]
     inferred = next((i for i in opened if elements[i] == -1), None)
@@ -93,7 +93,7 @@ def _empty_together(element: int | ir.SymbolicDim, axis: Dims) -> bool:
 
 def _decided(output: Inferred, axes: Dims, place: int) -> int:
     """What -1 comes to; -1 where that is not known."""
-    size = -1 if output.shape is None else output.shape[place]
+    size = -1 if output.dims is None else output.dims[place]
     if isinstance(size, int):
         return size if size > 0 else -1
     return 0 if place < len(axes) and same_dim(size, axes[place]) else -1
@@ -101,9 +101,9 @@ def _decided(output: Inferred, axes: Dims, place: int) -> int:
 
 def expand_target(data: Inferred, target: Inferred) -> tuple[int, ...] | None:
     """The constant target of an Expand: 1 stands for an axis that the input has already."""
-    if data.shape is None or target.elements is None:
+    if data.dims is None or target.elements is None:
         return None
-    axes = (1,) * (len(target.elements) - len(data.shape)) + tuple(data.shape.dims)
+    axes = (1,) * (len(target.elements) - len(data.dims)) + data.dims
     axes = axes[len(axes) - len(target.elements) :]
     entries = [e if isinstance(e, int) else _one(e, a) for e, a in zip(target.elements, axes, strict=True)]
     found = [entry for entry in entries if entry is not None]

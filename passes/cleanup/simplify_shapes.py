@@ -116,8 +116,8 @@ class _Work:
 
     def is_copy(self, node: ir.Node, data: ir.Value) -> bool:
         """Whether the output has the shape of the input."""
-        before, after = self.known[data].shape, self.known[node.outputs[0]].shape
-        return before is not None and after is not None and same_dims(before.dims, after.dims)
+        before, after = self.known[data].dims, self.known[node.outputs[0]].dims
+        return before is not None and after is not None and same_dims(before, after)
 
     def bypass(self, node: ir.Node, data: ir.Value) -> bool:
         """Let the users of an Expand read its input, where all of them broadcast it themselves."""

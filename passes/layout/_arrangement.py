@@ -14,6 +14,7 @@ symbol is any other expression, equal to another only where the text is. Axes of
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter, deque
@@ -23,6 +24,8 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+
+from graphopt.analyses.dims import Dims
 
 __all__ = [
     "Arrangement",
@@ -63,22 +66,25 @@ class Size:
 ONE: Final = Size(1)
 
 
-def sizes_of(shape: ir.Shape | None) -> list[Size] | None:
+def sizes_of(dims: Dims | None) -> list[Size] | None:
     """The axes of a shape as sizes; None where one is empty or unknown."""
-    if shape is None:
+    if dims is None:
         return None
-    sizes = [_parse(dim) for dim in shape]
+    sizes = [_parse(dim) for dim in dims]
     return None if None in sizes else [size for size in sizes if size is not None]
 
 
 def _parse(dim: int | ir.SymbolicDim) -> Size | None:
     if isinstance(dim, int):
         return Size(dim) if dim > 0 else None
-    if not dim.value:
-        return None
-    factors = [factor.strip() for factor in dim.value.split("*")]
+    return _parse_product(dim.value) if dim.value else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_product(text: str) -> Size | None:
+    factors = [factor.strip() for factor in text.split("*")]
     if not all(_FACTOR.fullmatch(factor) for factor in factors):
-        return Size(1, (dim.value,))
+        return Size(1, (text,))
     number = math.prod(int(factor) for factor in factors if factor.isdigit())
     return Size(number, tuple(sorted(f for f in factors if not f.isdigit()))) if number else None
 

@@ -125,7 +125,7 @@ def _gathered(node: ir.Node, context: Context) -> tuple[int, Indices] | None:
 
 
 def _size(value: ir.Value | None, axis: int, context: Context) -> int | None:
-    shape = None if value is None else context.infer(value).shape
+    shape = None if value is None else context.infer(value).dims
     size = shape[axis] if shape is not None and axis < len(shape) else None
     return size if isinstance(size, int) else None
 

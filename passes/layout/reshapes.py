@@ -94,7 +94,7 @@ def _best_plan(chain: Sequence[ir.Node], context: Context) -> Plan | None:
 
 def _plans(chain: Sequence[ir.Node], context: Context) -> Iterator[Plan]:
     source = chain[-1].inputs[0]
-    sizes = plans.sizes_of(context.infer(source).shape) if source is not None else None
+    sizes = plans.sizes_of(context.infer(source).dims) if source is not None else None
     if source is None or sizes is None:
         return
     steps = _steps(chain, sizes, context)
@@ -108,7 +108,7 @@ def _plans(chain: Sequence[ir.Node], context: Context) -> Iterator[Plan]:
 def _steps(chain: Sequence[ir.Node], sizes: list[plans.Size], context: Context) -> list[plans.Step] | None:
     """What does the same as the chain; None where that is not known."""
     if all(node.op_type in _RESHAPING for node in chain):  # whatever the shapes in between are
-        final = plans.sizes_of(context.infer(chain[0].outputs[0]).shape)
+        final = plans.sizes_of(context.infer(chain[0].outputs[0]).dims)
         return None if final is None else [plans.Reshape(tuple(final))] if final != sizes else []
     arrangement = plans.Arrangement(sizes)
     if all(_apply(node, arrangement, context) for node in reversed(chain)):
@@ -120,7 +120,7 @@ def _apply(node: ir.Node, arrangement: plans.Arrangement, context: Context) -> b
     if node.op_type == "Transpose":
         reverse = range(len(arrangement.end) - 1, -1, -1)
         return arrangement.transpose(node.attributes.get_ints("perm", tuple(reverse)))
-    sizes = plans.sizes_of(context.infer(node.outputs[0]).shape)
+    sizes = plans.sizes_of(context.infer(node.outputs[0]).dims)
     return sizes is not None and arrangement.reshape(sizes)
 
 

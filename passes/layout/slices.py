@@ -110,7 +110,7 @@ class SplitSqueeze(Rule[ir.Node]):
         if context.opset < _MIN_OPSET or axis is None:
             return f"the axis of {describe(match)} is not known"
         for output in match.outputs:
-            shape = context.infer(output).shape
+            shape = context.infer(output).dims
             if shape is None or shape[axis] != 1:
                 return f"the part '{output.name}' of {describe(match)} is not known to be one entry"
             if output.is_graph_output():
