@@ -34,20 +34,22 @@ class Removed(NamedTuple):
 
 def remove_unused(nodes: Iterable[ir.Node]) -> Removed:
     """Remove those nodes that nothing uses, then the nodes and initializers that only they used."""
-    pending, count = list(nodes), 0
+    pending = list(nodes)
+    gone: set[ir.Node] = set()
+    by_graph: dict[ir.Graph, list[ir.Node]] = {}
     released: dict[ir.Value, None] = {}
     while pending:
         node = pending.pop()
         graph = node.graph
-        if graph is None or any(map(is_used, node.outputs)):
+        if graph is None or node in gone or any(map(is_used, node.outputs)):
             continue
         if has_subgraphs(node):
             continue  # its body uses outer values; dead-code elimination knows how to take it out
         inputs = [value for value in node.inputs if value is not None]
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
-        graph.remove(node)
-        count += 1
+        gone.add(node)
+        by_graph.setdefault(graph, []).append(node)
         for value in inputs:
             made_by = value.producer()
             released[value] = None
@@ -55,19 +57,18 @@ def remove_unused(nodes: Iterable[ir.Node]) -> Removed:
                 pending.append(made_by)
             elif value.is_initializer() and not use_count(value):
                 _remove_initializer(value)
-    return Removed(count, list(released))
+    for owner, unused in by_graph.items():
+        owner.remove(unused)
+    return Removed(len(gone), list(released))
 
 
 def unname_twins(nodes: Iterable[ir.Node]) -> None:
     """Leave a node name to the first that has it: onnxruntime refuses a graph with two nodes of one name."""
-    named: set[str] = set()
-    for node in dict.fromkeys(nodes):
-        if node.graph is None or not node.name:
-            continue
-        if node.name in named:
+    named: dict[str, ir.Node] = {}
+    for node in nodes:
+        name = node.name
+        if name and node.graph is not None and named.setdefault(name, node) is not node:
             node.name = None
-        else:
-            named.add(node.name)
 
 
 def _remove_initializer(value: ir.Value) -> None:

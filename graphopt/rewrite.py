@@ -350,6 +350,7 @@ class _Driver:
         self.queue: deque[ir.Node] = deque()
         self.queued: set[ir.Node] = set()
         self.refused: dict[tuple[str, ir.Node], str] = {}
+        self.ever_refused: set[ir.Node] = set()
 
     def run(self) -> RewriteReport:
         for scope in self.scopes:
@@ -387,14 +388,17 @@ class _Driver:
         """Apply the first rule that may be applied at ``node``."""
         assert node.graph is not None
         self.context.enter(node.graph)
+        refused_before = node in self.ever_refused
         for rule in self.index[node.op_type]:
             match = rule.match(node)
             if match is None:
-                self.refused.pop((rule.name, node), None)
+                if refused_before:
+                    self.refused.pop((rule.name, node), None)
                 continue
             reason = rule.check(match, self.context)
             if reason is not None:
                 self.refused[rule.name, node] = reason
+                self.ever_refused.add(node)
                 continue
             rule.rewrite(match, self.context)
             self.refused.pop((rule.name, node), None)
