@@ -26,7 +26,7 @@ class StreamedTensor(ir.LazyTensor):
         super().__init__(self.whole, dtype, shape)
         self._blocks = blocks
 
-    def whole(self) -> ir.Tensor:
+    def whole(self) -> ir.TensorProtocol:
         """The tensor, computed now."""
         whole = np.empty(self.size, self.dtype.numpy())
         place = 0
