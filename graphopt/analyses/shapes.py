@@ -53,11 +53,40 @@ class Shapes(dict[ir.Value, Inferred]):
         return _NOTHING if tensor is None else of_constant(tensor)
 
 
+class _Remembered:
+    """What is known of the outputs of a node, and of what that follows."""
+
+    __slots__ = ("attributes", "inputs", "op_type", "outputs")
+
+    def __init__(
+        self,
+        op_type: str,
+        inputs: list[Inferred | None],
+        attributes: dict[str, ir.Attr],
+        outputs: Sequence[Inferred],
+    ) -> None:
+        self.op_type = op_type
+        self.inputs = inputs
+        self.attributes = attributes
+        self.outputs = outputs
+
+    def holds(
+        self, op_type: str, inputs: list[Inferred | None], attributes: dict[str, ir.Attr], outputs: int
+    ) -> bool:
+        """Whether it follows from these as well."""
+        return (
+            self.inputs == inputs
+            and self.op_type == op_type
+            and self.attributes == attributes
+            and len(self.outputs) == outputs
+        )
+
+
 @dataclass
 class _Memory:
     """What earlier calls found for one model, one binding of its axes, and one opset."""
 
-    nodes: dict[ir.Node, tuple[object, Sequence[Inferred]]] = field(default_factory=dict)
+    nodes: dict[ir.Node, _Remembered] = field(default_factory=dict)
     constants: dict[ir.Value, tuple[ir.TensorProtocol, Inferred]] = field(default_factory=dict)
     inputs: dict[ir.Value, tuple[object, Inferred]] = field(default_factory=dict)
 
@@ -156,7 +185,7 @@ class _Run:
         self.model = model
         self.shapes = shapes
         self.memory = memory
-        self.kept: dict[ir.Node, tuple[object, Sequence[Inferred]]] = {}
+        self.kept: dict[ir.Node, _Remembered] = {}
         self.constants: dict[ir.Value, tuple[ir.TensorProtocol, Inferred]] = {}
         self.opset = model.opset_imports.get("", 1) if opset is None else opset
         self.bound = bound
@@ -166,17 +195,14 @@ class _Run:
         """All nodes of a graph, in order."""
         shapes, remembered, kept = self.shapes, self.memory.nodes, self.kept
         for node in graph:
-            inputs = tuple([None if v is None else shapes.get(v) or self.leaf(v) for v in node.inputs])
-            key = (node.op_type, inputs, tuple(node.attributes.values()), len(node.outputs))
+            inputs = [None if v is None else shapes.get(v) or self.leaf(v) for v in node.inputs]
+            attributes, values = node.attributes.data, node.outputs
             found = remembered.get(node)
-            if found is not None and found[0] == key:
+            if found is None or not found.holds(node.op_type, inputs, attributes, len(values)):
+                found = _Remembered(node.op_type, inputs, attributes.copy(), self.outputs(node, inputs))
+            if not self.is_entered(node):
                 kept[node] = found
-                outputs = found[1]
-            else:
-                outputs = self.outputs(node, inputs)
-                if not self.is_entered(node):
-                    kept[node] = key, outputs
-            for value, known in zip(node.outputs, outputs, strict=True):
+            for value, known in zip(values, found.outputs, strict=True):
                 shapes[value] = known
 
     def is_entered(self, node: ir.Node) -> bool:
@@ -214,19 +240,21 @@ class _Run:
         return [_typed(v, found[i] if i < len(found) else _NOTHING) for i, v in enumerate(node.outputs)]
 
     def told(self, node: ir.Node, inputs: Sequence[Inferred | None]) -> Sequence[Inferred]:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        function = self.functions.get((node.domain, node.op_type, node.overload)) if self.functions else None
+        name, domain = node.op_type, node.domain
+        function = self.functions.get((domain, name, node.overload)) if self.functions else None
         if function is not None:
             return self.call(function, node, inputs)
-        if not domain and node.op_type in _CONTROL_FLOW:
-            return _CONTROL_FLOW[node.op_type](self, node, inputs)
-        rule = RULES.get((domain, node.op_type))
+        if domain == "ai.onnx":
+            domain = ""
+        if name in _CONTROL_FLOW and not domain:
+            return _CONTROL_FLOW[name](self, node, inputs)
+        rule = RULES.get((domain, name))
         if rule is None:
             return []
         op = Op(node, inputs, self.opset, self.bound)
         made = rule(op)
         outputs = [made] if isinstance(made, Inferred) else made
-        if node.op_type in FOLLOWED and not domain:
+        if name in FOLLOWED and not domain:
             return propagate(op, outputs)
         return outputs
 

@@ -50,16 +50,31 @@ _KEEPING: Final = frozenset({"Squeeze", "Unsqueeze", "Identity", "Reshape", "Fla
 def propagate(op: Op, outputs: Sequence[Inferred]) -> Sequence[Inferred]:
     """The outputs with what can be known of their elements."""
     name = op.node.op_type
-    if name in KERNELS and name != "Constant" and _is_constant(op):
+    constant, followed = _kinds(op.inputs)
+    if constant and name in KERNELS:
         computed = _compute(op)
         if computed is not None:
             return computed
     if name in ("Shape", "Size"):
         return [_whole(o) for o in outputs]
-    if not any(k is not None and _is_followed(k) for k in op.inputs):
+    if not followed:
         return outputs
     found = _followed(op, name, outputs)
     return outputs if found is None else found
+
+
+def _kinds(inputs: Sequence[Inferred | None]) -> tuple[bool, bool]:
+    """Whether all inputs are constant, and whether something is known of the elements of one."""
+    constant, followed = bool(inputs), False
+    for known in inputs:
+        if known is None:
+            continue
+        if type(known) is Leaf:
+            followed = followed or known.dtype in _INTEGERS
+        else:
+            constant = constant and known.constant is not None
+            followed = followed or known.elements is not None
+    return constant, followed
 
 
 def _followed(op: Op, name: str, outputs: Sequence[Inferred]) -> Sequence[Inferred] | None:
@@ -77,17 +92,6 @@ def _followed(op: Op, name: str, outputs: Sequence[Inferred]) -> Sequence[Inferr
     if name == "ReduceProd":
         return _multiplied(op, outputs[0])
     return None
-
-
-def _is_followed(known: Inferred) -> bool:
-    return known.elements is not None or (type(known) is Leaf and known.dtype in _INTEGERS)
-
-
-def _is_constant(op: Op) -> bool:
-    for known in op.inputs:
-        if known is not None and known.constant is None and type(known) is not Leaf:
-            return False
-    return bool(op.inputs)
 
 
 def _compute(op: Op) -> list[Inferred] | None:
