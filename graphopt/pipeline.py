@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from graphopt import data, explain, io, limits, registry
+from graphopt._collector import collector_held
 from graphopt.analyses import costs
 from graphopt.errors import DefectError, GateError, GraphoptError, InputError, UserError, VerificationError
 from graphopt.recipe import Gate, Recipe, Step
@@ -174,10 +175,11 @@ class Pipeline:
         previous, self._untouched = self._untouched or self.model.clone(), None
         entries: list[StepReport] = []
         try:
-            for offset, step in enumerate(chain):
-                self._announce(number + offset, step)
-                before = entries[-1].after if entries else self.report.after
-                entries.append(self._run_unverified(step, before))
+            with collector_held():  # between two passes, too
+                for offset, step in enumerate(chain):
+                    self._announce(number + offset, step)
+                    before = entries[-1].after if entries else self.report.after
+                    entries.append(self._run_unverified(step, before))
             applied = [entry for entry in entries if entry.status == "applied"]
             if applied:
                 self._accept_chain(applied[-1])
