@@ -130,12 +130,14 @@ def _graphopt(target_opset: int | None) -> Tool:
 def _passes(target_opset: int | None) -> Tool:
     import graphopt
     from graphopt import api, registry
+    from graphopt._collector import collector_held
 
     registry.pass_classes()
 
     def work(model: Any) -> Any:
-        for step in api.optimize_recipe(target_opset).passes:
-            model = step.pass_(model).model
+        with collector_held():  # as the pipeline does
+            for step in api.optimize_recipe(target_opset).passes:
+                model = step.pass_(model).model
         return model
 
     return Tool(graphopt.load, work, graphopt.save)
