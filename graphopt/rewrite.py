@@ -38,6 +38,7 @@ import onnx_ir as ir
 from graphopt._edits import add_constant_node, is_gone, remove_unused, unname_twins
 from graphopt._matching import input_at, is_exclusive, is_op, only_user, producer, why_not_constant
 from graphopt.analyses import shapes
+from graphopt.analyses.dims import declarable
 from graphopt.analyses.shapes import Inferred, Shapes
 from graphopt.errors import DefectError
 from graphopt.graph import (
@@ -275,7 +276,7 @@ class Context:
         """
         origin = like.producer()
         type_ = ir.TensorType(known.dtype) if known.dtype is not None else like.type
-        value = ir.Value(name=self.fresh_name(like.name or op_type), type=type_, shape=known.shape)
+        value = ir.Value(name=self.fresh_name(like.name or op_type), type=type_, shape=declarable(known.dims))
         node = ir.Node("", op_type, inputs, list(attributes), outputs=[value], name=name)
         node.metadata_props.update(origin.metadata_props if origin is not None else {})
         assert before.graph is not None

@@ -24,6 +24,7 @@ __all__ = [
     "Names",
     "add",
     "broadcast",
+    "declarable",
     "divide_exactly",
     "floor_divide",
     "fresh",
@@ -49,6 +50,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
 #: Expressions that grow longer become new axes: no rewrite looks at them.
 _LONGEST: Final = 64
 _FRESH: Final = "_axis_"
+_BROADCAST: Final = "Broadcast("
 _numbers = itertools.count()
 #: What the atoms that are fractions stand for: numerator and divisor.
 _fractions: dict[str, tuple[Axis, int]] = {}
@@ -113,6 +115,21 @@ def _read(name: str, declared: set[str]) -> Axis:
     if "'" in name or any(w in declared or w.startswith(_FRESH) for w in words):
         return fresh()  # its text could be taken for that of an expression
     return Axis(name, (((f"'{name}'",), 1),))
+
+
+def declarable(dims: Sequence[Dim] | None) -> ir.Shape | None:
+    """The shape as a file may declare it: axes that inference made up, or that meet there, have no name."""
+    if dims is None:
+        return None
+    return ir.Shape([None if _is_made_up(d) else d for d in dims])
+
+
+def _is_made_up(dim: Dim) -> bool:
+    return (
+        not isinstance(dim, int)
+        and dim.value is not None
+        and (_FRESH in dim.value or _BROADCAST in dim.value)
+    )
 
 
 def same(left: Dim, right: Dim) -> bool:
@@ -333,7 +350,6 @@ def _atom(text: str, *, signed: bool) -> Axis:
     return Axis(text)
 
 
-_BROADCAST: Final = "Broadcast("
 _CAPPED: Final = re.compile(r"Min\((\d+), ([A-Za-z_]\w*)\)")
 
 

@@ -81,6 +81,12 @@ def test_long_expressions_become_new_axes():
     assert len(str(size)) <= 64
 
 
+def test_what_a_file_may_declare():
+    shape = d.declarable((2, a, d.fresh(), d.add(d.fresh(), 1), d.broadcast(a, b), d.minimum(16, s)))
+    assert [x if isinstance(x, int) else x.value for x in shape] == [2, "a", None, None, None, "Min(16, s)"]
+    assert d.declarable(None) is None
+
+
 sizes = st.recursive(
     st.one_of(st.integers(0, 9), st.sampled_from("ab")),
     lambda inner: st.tuples(

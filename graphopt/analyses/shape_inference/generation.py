@@ -25,7 +25,7 @@ def _constant_of_shape(op: Op) -> Inferred:
     value = op.node.attributes.get("value")
     if value is not None and value.is_ref():
         raise Unknown
-    dtype = ir.DataType.FLOAT if value is None else value.as_tensor().dtype
+    dtype = ir.DataType.FLOAT if value is None else value.value.dtype
     wanted = op.elements(0)
     if wanted is None:
         count = op[0].static
