@@ -6,13 +6,15 @@ K and V come to it in one of two ways, and the result goes back likewise:
 - *late*: ``[length, batch, heads * size]`` by Reshape to ``[length, batch * heads, size]`` and Transpose by
   (1, 0, 2), as torch.nn.MultiheadAttention and fairseq do;
 - *by heads*: ``[batch, heads, length, size]`` by Reshape to ``[batch * heads, length, size]``, as in older
-  models of Hugging Face. These add their mask to the scores between two Reshapes, with four axes.
+  models of Hugging Face. These add their mask to the scores between two Reshapes, with four axes; some take
+  Softmax there as well.
 
 Attention takes the four axes ``[batch, heads, length, size]``, which both have one step earlier.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from graphopt.passes.fusion._attention_parts import (
     scores_of,
     unscaled,
 )
+from graphopt.passes.fusion._formula import only_user
 from graphopt.rewrite import Context, Rule, is_exclusive, is_op, producer
 
 __all__ = ["AttentionFoldedHeads"]
@@ -59,6 +62,7 @@ class Match(NamedTuple):
         scale: Of the product of Q and K.
         mask: What masks the scores, if something does.
         spread: The scores of four axes that the mask is put on, where there are such.
+        weights: What Softmax made of them, folded again, where it is taken over four axes.
         end: The node that unfolds the heads of the result.
     """
 
@@ -68,6 +72,7 @@ class Match(NamedTuple):
     scale: float
     mask: Mask | None
     spread: ir.Value | None
+    weights: ir.Value | None
     end: ir.Node
 
 
@@ -91,9 +96,11 @@ class AttentionFoldedHeads(Rule[Match]):
 
     def match(self, node: ir.Node) -> Match | None:
         """From Softmax up to where heads were folded into the batch, and down to where they are unfolded."""
-        after = behind(node)
-        before = _before(node, guarded=after is not None and after[1])
-        if after is None or before is None or node.attributes.get_int("axis", -1) not in (-1, 2):
+        after, last = behind(node), 2
+        if after is None and (after := _behind_fold(node)) is not None:
+            last = 3
+        before = _before(node, guarded=after is not None and after[1], by_heads=last == 3)
+        if after is None or before is None or node.attributes.get_int("axis", -1) not in (-1, last):
             return None
         scores, scale, mask, spread = before
         q, keys = unscaled(scores.inputs[0], scores), _keys(scores.inputs[1], scores)
@@ -106,9 +113,10 @@ class AttentionFoldedHeads(Rule[Match]):
             return None
         if not (is_transpose(end, _FOLD) if found[0].late else is_op(end, "Reshape")):
             return None
-        return Match(
-            node, after[0], (found[0], found[1], found[2]), scale * q[1] * keys[1], mask, spread, end
-        )
+        weights = after[0].inputs[0] if last == 3 else None
+        scale *= q[1] * keys[1]
+        operands_found = (found[0], found[1], found[2])
+        return Match(node, after[0], operands_found, scale, mask, spread, weights, end)
 
     def check(self, match: Match, context: Context) -> str | None:
         """The operator exists, and heads were folded, and are unfolded, as the rule takes it."""
@@ -178,20 +186,36 @@ class AttentionFoldedHeads(Rule[Match]):
         return context.add("Transpose", [value], perm, before=before, like=value, known=known)
 
 
-def _before(softmax: ir.Node, *, guarded: bool) -> tuple[ir.Node, float, Mask | None, ir.Value | None] | None:
-    """The product of Q and K, the scale behind it, the mask, and scores of four axes that it is put on."""
+def _behind_fold(softmax: ir.Node) -> tuple[ir.Node, bool] | None:
+    """The product with V behind a Reshape that folds the heads of the weights; nothing guards these."""
+    fold = only_user(softmax.outputs[0], "Reshape")
+    product = None if fold is None else only_user(fold.outputs[0], "MatMul")
+    if fold is None or product is None or product.inputs[0] is not fold.outputs[0]:
+        return None
+    return product, False
+
+
+def _before(
+    softmax: ir.Node, *, guarded: bool, by_heads: bool
+) -> tuple[ir.Node, float, Mask | None, ir.Value | None] | None:
+    """The product of Q and K, the scale behind it, the mask, and scores of four axes that it is put on.
+
+    With ``by_heads`` Softmax itself is taken over four axes.
+    """
     top = softmax.inputs[0]
-    plain = scores_of(top, softmax)
-    if plain is not None:
-        return (*plain, None, None)
-    back = producer(top, softmax, "Reshape")
+    first = producer(top, softmax, "Reshape") if by_heads else None
+    plain = scores_of(top, softmax) if first is None else scores_of(first.inputs[0], first)
+    if plain is not None and by_heads == (first is not None):
+        return (*plain, None, None if first is None else top)
+    back = None if by_heads else producer(top, softmax, "Reshape")
     inner = top if back is None else back.inputs[0]
     node = producer(inner, softmax, "Add", "Where")
     if node is None or top is None or inner is None or not (is_exclusive(top) and is_exclusive(inner)):
         return None
     for value, mask in masks(node, guarded=guarded):
-        spread = producer(value, node, "Reshape") if back is not None else None
-        if (spread is None) != (back is None) or not is_exclusive(value):
+        is_spread = by_heads or back is not None
+        spread = producer(value, node, "Reshape") if is_spread else None
+        if (spread is not None) != is_spread or not is_exclusive(value):
             continue
         found = scores_of(value, node) if spread is None else scores_of(spread.inputs[0], spread)
         if found is not None:
@@ -267,14 +291,20 @@ def _geometry(match: Match, context: Context) -> Geometry | str:
     spread = match.spread
     if spread is not None and not _is_shape(context.infer(spread).shape, geometry):
         return f"'{spread.name}' may be something else than the scores by heads"
+    weights = match.weights
+    if weights is not None and not _is_shape(context.infer(weights).shape, (None, *geometry[2:])):
+        return f"'{weights.name}' may be something else than the weights with folded heads"
     result = (q.batch, q.heads, q.length, v.size)
     if not match.operands[0].late and not _is_shape(context.infer(match.end.outputs[0]).shape, result):
         return f"'{match.end.outputs[0].name}' may be something else than the result by heads"
     return geometry
 
 
-def _is_shape(shape: ir.Shape | None, wanted: tuple[int | ir.SymbolicDim, ...]) -> bool:
-    return shape is not None and len(shape) == len(wanted) and all(map(same, shape, wanted))
+def _is_shape(shape: ir.Shape | None, wanted: Sequence[int | ir.SymbolicDim | None]) -> bool:
+    """Whether a shape is the one wanted; None stands for any axis."""
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return all(w is None or same(s, w) for s, w in zip(shape, wanted, strict=True))
 
 
 def _reads_no_axes(reshape: ir.Node) -> bool:

@@ -147,6 +147,44 @@ def test_mask_between_two_reshapes(parse, draw, fuse, ops, assert_same):
         assert_same(before, after, heads(draw, *sizes) | {"m": mask})
 
 
+WITHIN = """p4 = Softmax <axis = -1> (x4)
+    back = Concat <axis = 0> (minus, queries, keys)
+    p = Reshape (p4, back)"""
+SPREAD = MASK.partition("    back")[0]
+FOUR = END.replace("p = Softmax <axis = -1> (x)\n", "")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("axis", [-1, 3])
+def test_softmax_of_four_axes(masked, axis, parse, draw, fuse, ops, assert_same):
+    source = text(FOLD, SPREAD, WITHIN, FOUR, inputs=f"{BY_HEADS}, bool[b, 1, s, t] m", out="m, n, o, p")
+    source = source.replace("Softmax <axis = -1>", f"Softmax <axis = {axis}>")
+    if not masked:
+        source = source.replace("x4 = Where (m, z4, lowest)", "").replace("(x4)", "(z4)")
+    before, after = parse(source), parse(source)
+    fuse(after, RULE)
+    assert ops(after) == (["Where", "Attention"] if masked else ["Attention"])
+    for sizes in ((2, 5, 7), (1, 1, 1), (3, 2, 4)):
+        mask = draw(sizes[0], 1, *sizes[1:], seed=4) > 0.5
+        assert_same(before, after, heads(draw, *sizes) | {"m": mask})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("(minus, queries, keys)", "(minus, keys, queries)", "weights with folded heads"),
+        ("p4 = Softmax <axis = -1>", "p4 = Softmax <axis = 2>", ""),
+        ("p = Reshape (p4, back)", "p = Reshape (p4, back)\nn = ReduceSum (p4)", ""),
+    ],
+)
+def test_refusals_of_four_axes(old, new, expected, parse, reason):
+    source = text(FOLD, SPREAD, WITHIN, FOUR, inputs=f"{BY_HEADS}, bool[b, 1, s, t] m", out="m, n, o, p")
+    assert old in source
+    found = reason(parse(source.replace(old, new), check=False), RULE)
+    assert expected in found
+    assert bool(found) == bool(expected)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
