@@ -8,10 +8,8 @@ is read: interface, checker and gates that need no numbers are what is left.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -33,25 +31,6 @@ Progress = Callable[[int, int, str], None]
 
 def _silent(number: int, total: int, name: str) -> None:
     """The default: no progress is shown."""
-
-
-#: Objects that may be made before Python looks for cycles among them; it asks for 700 otherwise. A model is
-#: hundreds of thousands of long-lived objects, which each search walks again.
-_COLLECT_AFTER = 100_000
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let the garbage collector run seldom within a ``with`` block."""
-    before = gc.get_threshold()
-    if not 0 < before[0] < _COLLECT_AFTER:  # it is off, or lazier already
-        yield
-        return
-    gc.set_threshold(_COLLECT_AFTER, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @dataclass
@@ -89,17 +68,15 @@ class Pipeline:
             VerificationError, GateError: a pass was rejected and the recipe says ``on_failure: stop``; the
                 error's ``report`` attribute holds what happened until then.
         """
-        with _few_collections():
-            return self._run()
-
-    def _run(self) -> RunReport:
-        self._start()
+        with collector_held():
+            self._start()
         number = 0
         for chain in _chains(self.recipe):
             if len(chain) == 1 or not self._run_chain(number, chain):
                 for offset, step in enumerate(chain):
                     self._announce(number + offset, step)
-                    self._run_step(step)
+                    with collector_held():  # not over several: what an undone pass leaves is to go
+                        self._run_step(step)
             number += len(chain)
         if self.reported:
             self._explain()
@@ -172,14 +149,17 @@ class Pipeline:
 
         Returns False where it was, so that the passes can be run one by one to find the culprit.
         """
+        with collector_held():  # between two passes, too
+            return self._held_chain(number, chain)
+
+    def _held_chain(self, number: int, chain: list[Step]) -> bool:
         previous, self._untouched = self._untouched or self.model.clone(), None
         entries: list[StepReport] = []
         try:
-            with collector_held():  # between two passes, too
-                for offset, step in enumerate(chain):
-                    self._announce(number + offset, step)
-                    before = entries[-1].after if entries else self.report.after
-                    entries.append(self._run_unverified(step, before))
+            for offset, step in enumerate(chain):
+                self._announce(number + offset, step)
+                before = entries[-1].after if entries else self.report.after
+                entries.append(self._run_unverified(step, before))
             applied = [entry for entry in entries if entry.status == "applied"]
             if applied:
                 self._accept_chain(applied[-1])

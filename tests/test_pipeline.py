@@ -499,18 +499,12 @@ def test_the_metric_is_not_computed_without_verification(model, nothing_runs, tm
     assert pipeline.report.to_json()["metric"] is None
 
 
-def test_the_collector_runs_seldom_during_a_run_and_as_before_after_it(model):
+@pytest.mark.parametrize("verify", [Verify(), CHAINED])
+def test_the_collector_is_held_while_a_pass_runs_and_let_go_after_it(model, verify):
     seen = []
-    before = gc.get_threshold()
-    go(model, Act(lambda m: seen.append(gc.get_threshold())))
-    assert seen[0][0] > before[0]
-    assert gc.get_threshold() == before
-    gc.set_threshold(0)  # the caller has switched it off
-    try:
-        go(model, Act(lambda m: seen.append(gc.get_threshold())))
-        assert gc.get_threshold()[0] == seen[1][0] == 0
-    finally:
-        gc.set_threshold(*before)
+    go(model, *[Act(lambda m: seen.append(gc.isenabled()))] * 2, verify=verify)
+    assert seen == [False, False]
+    assert gc.isenabled()
 
 
 def test_costs_that_nobody_reads_are_not_measured(model, monkeypatch):
