@@ -251,6 +251,21 @@ def test_division_of_floats_is_not_taken_for_one_of_integers(infer):
     assert known["y"].constant.tolist() == [2, 3]
 
 
+def test_what_a_reshape_leaves_for_its_last_axis(infer):
+    known, _ = infer(
+        HEAD
+        + """ g (float[N, S, 4, 128] x, float[A, B] z) => (float[a, b, c] y)
+        <int64[1] one = {1}, int64[1] six = {6}, int64[1] end = {9223372036854775807},
+         int64[3] t = {0, 0, -1}, int64[3] u = {0, 4, -1}, int64[2] v = {-1, 7}>
+        { c = Slice(x, six, end, one)  y = Reshape(c, t)  w = Reshape(c, u)  s = Shape(c)
+          f = Flatten(z)  k = Reshape(f, v) }"""
+    )
+    assert dims(known["c"])[1] == "-Min(6, S) + S"
+    assert dims(known["y"]) == ["N", "-Min(6, S) + S", 512]
+    assert dims(known["w"]) == ["N", 4, "-128*Min(6, S) + 128*S"]
+    assert dims(known["k"]) == ["floor(A*B/7)", 7]
+
+
 def test_constant_of_shape_with_open_axes(infer):
     known, _ = infer(HEAD + "g (float[N, 4] x) => (float[a, b] y) { s = Shape(x)  y = ConstantOfShape(s) }")
     assert dims(known["y"]) == ["N", 4]

@@ -65,10 +65,22 @@ def _settled(sizes: list[int | Axis | None], target: Sequence[Dim], data: Sequen
     """The sizes with what -1 comes to, and new axes for what is not known."""
     opened = [i for i, s in enumerate(sizes) if s is None or s == -1]
     if len(opened) == 1 and data is not None and (sizes[opened[0]] == -1 or target[opened[0]] != 0):
-        rest = d.product(s for i, s in enumerate(sizes) if i != opened[0] and s is not None)
-        if rest != 0:
-            sizes[opened[0]] = d.ratio(d.product(data), rest)  # type: ignore[arg-type]
+        rest = [s for i, s in enumerate(sizes) if i != opened[0] and s is not None]
+        if 0 not in rest:
+            sizes[opened[0]] = _left(data, rest)
     return tuple([fresh() if s is None or s == -1 else s for s in sizes])
+
+
+def _left(data: Sequence[Dim], taken: Sequence[int | Axis]) -> int | Axis:
+    """What is left of the elements for one more axis; axes on both sides cancel, sums among them too."""
+    sizes, rest = list(data), list[int | Axis]()
+    for size in taken:
+        place = next((i for i, other in enumerate(sizes) if d.same(size, other)), None)
+        if place is None:
+            rest.append(size)
+        else:
+            sizes.pop(place)
+    return d.ratio(d.product(sizes), d.product(rest))  # type: ignore[arg-type]
 
 
 @rule("Flatten")
