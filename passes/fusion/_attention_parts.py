@@ -30,6 +30,7 @@ __all__ = [
     "scores_of",
     "split_product",
     "to_heads",
+    "transpose_behind",
     "unscaled",
 ]
 
@@ -202,6 +203,21 @@ def is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:
     return (
         node is not None and is_op(node, "Transpose") and tuple(node.attributes.get_ints("perm", ())) == perm
     )
+
+
+def transpose_behind(node: ir.Node, perm: tuple[int, ...]) -> ir.Node | None:
+    """The Transpose by ``perm`` that alone reads an Attention of four axes, one without past or outputs
+    behind its first.
+    """
+    if (
+        len(node.inputs) > 4
+        or any(o.uses() for o in node.outputs[1:])
+        or "q_num_heads" in node.attributes
+        or not is_exclusive(node.outputs[0])
+    ):
+        return None
+    (user,) = node.outputs[0].consumers()
+    return user if is_transpose(user, perm) and user.graph is node.graph else None
 
 
 def head_of(value: ir.Value | None, user: ir.Node) -> Head | None:

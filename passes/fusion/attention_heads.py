@@ -25,9 +25,9 @@ from graphopt.passes.fusion._attention_parts import (
     Head,
     dims_of,
     head_of,
-    is_transpose,
     refuse_split,
     split_product,
+    transpose_behind,
 )
 from graphopt.rewrite import Context, Rule, is_exclusive, is_op
 
@@ -53,16 +53,8 @@ class AttentionHeads(Rule[Match]):
 
     def match(self, node: ir.Node) -> Match | None:
         """An Attention without past or second output, all four of whose sides are split or merged heads."""
-        if (
-            len(node.inputs) > 4
-            or any(o.uses() for o in node.outputs[1:])
-            or "q_num_heads" in node.attributes
-        ):
-            return None
-        if not is_exclusive(node.outputs[0]):
-            return None
-        (behind,) = node.outputs[0].consumers()
-        if not is_transpose(behind, _TO_HEADS) or behind.graph is not node.graph:
+        behind = transpose_behind(node, _TO_HEADS)
+        if behind is None:
             return None
         heads = [head_of(value, node) for value in node.inputs[:3]]
         if any(h is None for h in heads):

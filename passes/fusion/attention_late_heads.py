@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
 from graphopt.passes.fusion._attention_masks import number_of, same
-from graphopt.passes.fusion._attention_parts import Head, is_transpose, split_product
+from graphopt.passes.fusion._attention_parts import Head, is_transpose, split_product, transpose_behind
 from graphopt.rewrite import Context, Rule, input_at, is_exclusive, is_op, producer
 
 __all__ = ["AttentionLateHeads"]
@@ -61,16 +61,8 @@ class AttentionLateHeads(Rule[Match]):
 
     def match(self, node: ir.Node) -> Match | None:
         """An Attention without past or second output between Transposes."""
-        if (
-            len(node.inputs) > 4
-            or any(o.uses() for o in node.outputs[1:])
-            or "q_num_heads" in node.attributes
-        ):
-            return None
-        if not is_exclusive(node.outputs[0]):
-            return None
-        (end,) = node.outputs[0].consumers()
-        if not is_transpose(end, _HEADS_TO_LATE) or end.graph is not node.graph:
+        end = transpose_behind(node, _HEADS_TO_LATE)
+        if end is None:
             return None
         splits = [s for v in node.inputs[:3] if (s := _split(v, node)) is not None]
         if len(splits) != 3:
