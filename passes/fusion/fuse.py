@@ -30,6 +30,8 @@ class Fuse(Pass):
     - ``gemm-batch-normalization``: Gemm or a MatMul of matrices, then BatchNormalization at inference
     - ``conv-mul``, ``conv-add``: Conv or ConvTranspose, then Mul/Div or Add/Sub by constants per channel
     - ``gemm-mul``, ``gemm-add``: the same behind Gemm (``gemm-mul``: or MatMul)
+    - ``distant-scale``: Mul or Div by a constant per channel behind the bias of one of these, behind a
+      Transpose, or both
     - ``matmul-add``: MatMul of matrices and Add of a row become Gemm; ``gemm-reshapes``: a Gemm of what was
       flattened in front of it and gets its axes back behind it becomes MatMul and Add
     - ``pad-conv``, ``pad-average-pool``: a Pad of zeros becomes the padding of what follows;

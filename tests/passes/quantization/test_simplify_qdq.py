@@ -203,3 +203,35 @@ def test_bound_of_every_channel(simplify):
 )
 def test_bounds_that_stay(simplify, text):
     simplify(text, modified=False)
+
+
+MOVED = """g (int8[1, 4, 6, 6] q) => (int8[a] y) <float s = {0.5}, int8 z = {3}, int64[1] t = {-1}> {
+  f = DequantizeLinear(q, s, z) p = MaxPool<kernel_shape = [2, 2]>(f) r = Reshape(p, t)
+  y = QuantizeLinear(r, s, z) }"""
+
+
+def test_through_chosen_operators_only(parse, ops):
+    for through, left in (
+        (("MaxPool", "Reshape"), ["MaxPool", "Reshape"]),
+        (("Reshape",), ["DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"]),
+        ((), ["DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"]),
+    ):
+        model = parse(HEAD + MOVED)
+        assert SimplifyQdq(through=through)(model).modified == (len(left) == 2)
+        assert ops(model) == left
+
+
+def test_optimize_leaves_onnxruntime_its_operators_between_quantization_steps(parse, ops):
+    import graphopt
+
+    assert ops(graphopt.optimize(parse(HEAD + MOVED))) == [
+        "DequantizeLinear",
+        "MaxPool",
+        "Reshape",
+        "QuantizeLinear",
+    ]
+
+
+def test_an_operator_that_does_not_move_numbers_is_refused():
+    with pytest.raises(ValueError, match="unknown operator 'Maxpool'; did you mean 'MaxPool'"):
+        SimplifyQdq(through=("Maxpool",))
