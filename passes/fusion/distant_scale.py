@@ -93,9 +93,7 @@ class DistantScale(Rule[Match]):
         if scale is None:
             return f"the constant '{match.constant.name}' does not vary by output channel alone"
         if match.bias is not None and _bias(match, scale, context) is None:
-            return (
-                f"the bias '{match.bias.name}' does not vary by output channel alone, or would not be finite"
-            )
+            return f"the bias '{match.bias.name}' does not vary by output channel alone, or would overflow"
         return match.linear.refuse_affine(Affine(scale), context)
 
     def rewrite(self, match: Match, context: Context) -> None:
