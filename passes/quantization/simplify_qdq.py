@@ -18,10 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import array_of
-from graphopt.options import nearest, option
+from graphopt.options import option
 from graphopt.passes.quantization._linear_quantization import LARGEST_STEPS, Parameters, parameters_of
 from graphopt.registry import Pass, PassResult, register
-from graphopt.rewrite import Context, Rule, apply_rules, input_at, is_exclusive, producer
+from graphopt.rewrite import Context, Rule, apply_rules, input_at, is_exclusive, is_op, producer
 
 __all__ = ["SimplifyQdq"]
 
@@ -51,8 +51,8 @@ class DequantizeQuantize(Rule[Chain]):
     name = "dequantize-quantize"
     roots = ("QuantizeLinear",)
 
-    def __init__(self, through: tuple[str, ...] = _MOVERS) -> None:
-        self._through = through
+    def __init__(self, keep_format: bool = False) -> None:
+        self._keep_format = keep_format
 
     def match(self, node: ir.Node) -> Chain | None:
         """Walk up from the QuantizeLinear; only the last mover up may take several tensors."""
@@ -62,7 +62,7 @@ class DequantizeQuantize(Rule[Chain]):
             found = producer(value, node, "DequantizeLinear")
             if found is not None:
                 return Chain(node, tuple(movers), (found,))
-            mover = producer(value, node, *self._through)
+            mover = producer(value, node, *_MOVERS)
             if mover is None or not is_exclusive(value) or len(mover.outputs) != 1:
                 return None
             movers.append(mover)
@@ -78,6 +78,10 @@ class DequantizeQuantize(Rule[Chain]):
         wanted = parameters_of(match.quantize, context)
         if isinstance(wanted, str):
             return wanted
+        if self._keep_format and match.movers and _is_in_format(match):
+            return (
+                "the operators beside it stand between quantization steps, where onnxruntime looks for them"
+            )
         for node in match.dequantize:
             found = parameters_of(node, context)
             if isinstance(found, str):
@@ -101,6 +105,15 @@ class DequantizeQuantize(Rule[Chain]):
             values = [_moved(mover, values, match.quantize, context)]
         last = match.movers[0]
         context.replace(output, last.op_type, _inputs(last, values), last.attributes.values(), like=last)
+
+
+def _is_in_format(match: Chain) -> bool:
+    """Whether what makes the integers, or what reads them, stands between quantization steps itself."""
+    makers = [node.inputs[0].producer() for node in match.dequantize if node.inputs[0] is not None]
+    readers = match.quantize.outputs[0].consumers()
+    return any(node is None or is_op(node, "QuantizeLinear") for node in makers) or any(
+        is_op(node, "DequantizeLinear") for node in readers
+    )
 
 
 def _inputs(mover: ir.Node, values: list[ir.Value | None]) -> list[ir.Value | None]:
@@ -227,8 +240,9 @@ class SimplifyQdq(Pass):
     1. DequantizeLinear, then QuantizeLinear with the same scale, zero point, axis and type: nothing.
     2. The same with operators between them that only move or choose numbers (Reshape, Transpose, Squeeze,
        Unsqueeze, Flatten, MaxPool, Concat of such): these work on the integers. One scale for all, 8 bits.
-       Not so in ``optimize``: onnxruntime looks for operators between DequantizeLinear and QuantizeLinear,
-       and runs those beside a MaxPool of integers as floats (1.6 times the time of a keyword spotter).
+       With ``keep_format``, as in ``optimize``, only between operators on integers such as QLinearConv:
+       onnxruntime looks for the others between DequantizeLinear and QuantizeLinear, and runs those beside a
+       MaxPool of integers as floats (1.6 times the time of a keyword spotter).
     3. Relu or Clip before a QuantizeLinear that saturates there anyway: the QuantizeLinear alone.
 
     It does not fire on QuantizeLinear, then DequantizeLinear (that rounds), where scales or zero points are
@@ -239,18 +253,13 @@ class SimplifyQdq(Pass):
     name = "simplify-qdq"
     source = "https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"
 
-    through: tuple[str, ...] = option(
-        _MOVERS, help="Operators that work on the integers where they stand between cancelling steps."
+    keep_format: bool = option(
+        False, help="Leave operators between quantization steps where their neighbours are, too."
     )
-
-    def __post_init__(self) -> None:
-        for name in self.through:
-            if name not in _MOVERS:
-                raise ValueError(f"unknown operator '{name}'{nearest(name, _MOVERS)}")
 
     def call(self, model: ir.Model) -> PassResult:
         """Apply the rules until none applies any more."""
-        report = apply_rules(model, [DequantizeQuantize(self.through), ClipQuantize()])
+        report = apply_rules(model, [DequantizeQuantize(self.keep_format), ClipQuantize()])
         counts = ", ".join(f"{count} {name}" for name, count in sorted(report.applied.items()))
         return PassResult(
             model, bool(counts), f"removed {counts}" if counts else "nothing to remove", report.refusals

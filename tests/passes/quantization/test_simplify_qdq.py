@@ -210,28 +210,51 @@ MOVED = """g (int8[1, 4, 6, 6] q) => (int8[a] y) <float s = {0.5}, int8 z = {3},
   y = QuantizeLinear(r, s, z) }"""
 
 
-def test_through_chosen_operators_only(parse, ops):
-    for through, left in (
-        (("MaxPool", "Reshape"), ["MaxPool", "Reshape"]),
-        (("Reshape",), ["DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"]),
-        ((), ["DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"]),
-    ):
-        model = parse(HEAD + MOVED)
-        assert SimplifyQdq(through=through)(model).modified == (len(left) == 2)
-        assert ops(model) == left
+QUANTIZED = ["DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"]
+BETWEEN_INTEGERS = """g (int8[1, 2, 6, 6] x) => (int8[1, 3, 3, 3] y)
+  <float s = {0.5}, int8 z = {3}, int8[3, 2, 1, 1] w = {1, 2, 3, 4, 5, 6},
+   int8[3, 3, 1, 1] v = {1, 2, 3, 4, 5, 6, 7, 8, 9}> {
+  q = QLinearConv(x, s, z, w, s, z, s, z)
+  f = DequantizeLinear(q, s, z) p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(f)
+  r = QuantizeLinear(p, s, z)
+  y = QLinearConv(r, s, z, v, s, z, s, z) }"""
+BETWEEN_STEPS = """g (float[1, 2, 6, 6] x) => (float[1, 2, 3, 3] y) <float s = {0.5}, int8 z = {3}> {
+  q = QuantizeLinear(x, s, z)
+  f = DequantizeLinear(q, s, z) p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(f)
+  r = QuantizeLinear(p, s, z) y = DequantizeLinear(r, s, z) }"""
 
 
-def test_optimize_leaves_onnxruntime_its_operators_between_quantization_steps(parse, ops):
+@pytest.mark.parametrize(
+    ("text", "keep_format", "left"),
+    [
+        (MOVED, False, ["MaxPool", "Reshape"]),
+        (MOVED, True, QUANTIZED),
+        (BETWEEN_STEPS, False, ["QuantizeLinear", "MaxPool", "DequantizeLinear"]),
+        (
+            BETWEEN_STEPS,
+            True,
+            ["QuantizeLinear", "DequantizeLinear", "MaxPool", "QuantizeLinear", "DequantizeLinear"],
+        ),
+        (BETWEEN_INTEGERS, False, ["QLinearConv", "MaxPool", "QLinearConv"]),
+        (BETWEEN_INTEGERS, True, ["QLinearConv", "MaxPool", "QLinearConv"]),
+    ],
+)
+def test_the_format_that_onnxruntime_looks_for(parse, ops, text, keep_format, left):
+    model = parse(HEAD + text)
+    SimplifyQdq(keep_format=keep_format)(model)
+    assert ops(model) == left
+
+
+def test_optimize_keeps_the_format(parse, ops):
     import graphopt
 
-    assert ops(graphopt.optimize(parse(HEAD + MOVED))) == [
-        "DequantizeLinear",
-        "MaxPool",
-        "Reshape",
-        "QuantizeLinear",
-    ]
+    assert ops(graphopt.optimize(parse(HEAD + MOVED))) == QUANTIZED
 
 
-def test_an_operator_that_does_not_move_numbers_is_refused():
-    with pytest.raises(ValueError, match="unknown operator 'Maxpool'; did you mean 'MaxPool'"):
-        SimplifyQdq(through=("Maxpool",))
+def test_a_pair_without_anything_between_goes_in_any_format(parse, ops):
+    text = """g (float[N] x) => (float[N] y) <float s = {0.5}, int8 z = {3}> {
+      q = QuantizeLinear(x, s, z) f = DequantizeLinear(q, s, z) r = QuantizeLinear(f, s, z)
+      y = DequantizeLinear(r, s, z) }"""
+    model = parse(HEAD + text)
+    SimplifyQdq(keep_format=True)(model)
+    assert ops(model) == ["QuantizeLinear", "DequantizeLinear"]
