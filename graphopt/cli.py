@@ -84,7 +84,7 @@ def run(
     if dry_run:
         _Show(as_json, quiet).report(api.plan(parsed, model))
         return
-    _run(parsed, model, list(outputs) or None, _Show(as_json, quiet, match or ("" if explain else None)))
+    _run(parsed, model, list(outputs) or None, _Show(as_json, quiet, explain, match))
 
 
 @cli.command()
@@ -117,7 +117,7 @@ def optimize(
     """Fold, fuse and clean MODEL: the same function in fewer nodes."""
     from graphopt import api
 
-    show = _Show(as_json, quiet, match or ("" if explain else None))
+    show = _Show(as_json, quiet, explain, match)
     recipe = api.optimize_recipe(target_opset, target)
     _run(recipe.without_verification() if no_verify else recipe, model, [output], show)
 
@@ -237,24 +237,26 @@ def schema() -> None:
 
 
 class _Show(NamedTuple):
-    """How a run is shown; with ``match`` also what was left alone, and why."""
+    """How a run is shown; with ``explain`` or ``match`` also what was left alone, and why."""
 
     as_json: bool
     quiet: bool
+    explain: bool = False
     match: str | None = None
 
     def report(self, report: RunReport) -> None:
         """Print the report."""
         from graphopt import explain
 
-        groups = [] if self.match is None else report.left_alone(self.match)
+        text = self.match or ("" if self.explain else None)
+        groups = [] if text is None else report.left_alone(text)
         if self.as_json:
-            found = {} if self.match is None else {"left_alone": [group.to_json() for group in groups]}
+            found = {} if text is None else {"left_alone": [group.to_json() for group in groups]}
             _print_json({**report.to_json(), **found})
         elif not self.quiet:
             _print(report.table())
-            if self.match is not None:
-                _print(explain.table(groups, self.match))
+            if text is not None:
+                _print(explain.table(groups, text))
             for line in [*filter(None, [explain.hint(groups)]), *report.closing_lines()]:
                 click.echo(line)
 

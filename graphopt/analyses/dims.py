@@ -118,18 +118,18 @@ def _read(name: str, declared: set[str]) -> Axis:
 
 
 def declarable(dims: Sequence[Dim] | None) -> ir.Shape | None:
-    """The shape as a file may declare it: axes that inference made up, or that meet there, have no name."""
+    """The shape as a file may declare it: expressions of the inputs' axes keep their text.
+
+    Axes that inference made up or that meet there, and expressions of oddly named ones, have no name.
+    """
     if dims is None:
         return None
     return ir.Shape([None if _is_made_up(d) else d for d in dims])
 
 
 def _is_made_up(dim: Dim) -> bool:
-    return (
-        not isinstance(dim, int)
-        and dim.value is not None
-        and (_FRESH in dim.value or _BROADCAST in dim.value)
-    )
+    text = None if isinstance(dim, int) else dim.value
+    return text is not None and any(mark in text for mark in (_FRESH, _BROADCAST, "'"))
 
 
 def same(left: Dim, right: Dim) -> bool:

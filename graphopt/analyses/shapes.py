@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.analyses.dims import Names, fresh, same_dims
+from graphopt.analyses.dims import Names, fresh, same
 from graphopt.analyses.shape_inference import RULES, Inferred, Op, Unknown
 from graphopt.analyses.shape_inference._known import of_constant
 from graphopt.analyses.shape_inference._values import FOLLOWED, propagate
@@ -354,7 +354,7 @@ def _common(left: Inferred, right: Inferred) -> Inferred:
     if left == right:
         return left
     pairs = zip(left.dims, right.dims, strict=True)
-    return Inferred(dtype, [a if same_dims((a,), (b,)) else fresh() for a, b in pairs])
+    return Inferred(dtype, [a if same(a, b) else fresh() for a, b in pairs])
 
 
 def _typed(value: ir.Value, known: Inferred) -> Inferred:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import io
-from graphopt.graph import release
+from graphopt.graph import is_used, release
 
 __all__ = ["Structure", "captures"]
 
@@ -78,14 +78,14 @@ class Structure:
 
 def _drop_unused(proto: onnx.GraphProto, graph: ir.Graph) -> None:
     """Remove initializers that nothing uses; onnxruntime refuses data for what it has pruned itself."""
-    kept = [t for t in proto.initializer if _is_used(graph.initializers[t.name])]
+    kept = [t for t in proto.initializer if _is_needed(graph.initializers[t.name])]
     if len(kept) < len(proto.initializer):
         del proto.initializer[:]
         proto.initializer.extend(kept)
 
 
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output() or value.is_graph_input()
+def _is_needed(value: ir.Value) -> bool:
+    return is_used(value) or value.is_graph_input()
 
 
 def _inline(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> None:

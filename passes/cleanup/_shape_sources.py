@@ -10,9 +10,9 @@ from typing import Final
 
 import onnx_ir as ir
 
+from graphopt.analyses.dims import Dims, same
 from graphopt.analyses.shapes import Inferred, Shapes
 from graphopt.graph import is_default_domain
-from graphopt.passes.cleanup._shape_targets import Dims, same_dim
 
 __all__ = ["Plan", "Sources", "VectorKey", "key_of"]
 
@@ -241,7 +241,7 @@ def _alive(places: Places, element: int | ir.SymbolicDim) -> list[tuple[ir.Value
 def _common(left: Dims, right: Dims) -> int:
     """How many first elements are equal."""
     pairs = zip(left, right, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: same_dim(*pair), pairs))
+    return sum(1 for _ in itertools.takewhile(lambda pair: same(*pair), pairs))
 
 
 def _numbers(elements: Dims) -> _Piece | None:

@@ -11,11 +11,10 @@ from typing import Final
 
 import onnx_ir as ir
 
+from graphopt.analyses.dims import Dims, same
 from graphopt.analyses.shapes import Inferred, Shapes
 
-__all__ = ["BROADCASTING", "Dims", "expand_target", "is_bypassed", "reshape_target", "same_dim", "same_dims"]
-
-Dims = tuple[int | ir.SymbolicDim, ...]
+__all__ = ["BROADCASTING", "expand_target", "is_bypassed", "reshape_target"]
 
 #: Operators whose inputs all broadcast to each other.
 BROADCASTING: Final = frozenset(
@@ -27,18 +26,6 @@ BROADCASTING: Final = frozenset(
 )
 #: A product, its number apart.
 _MULTIPLE: Final = re.compile(r"(?:[1-9]\d*\*)?([A-Za-z_][\w.]*(?:\*[A-Za-z_][\w.]*)*)")
-
-
-def same_dim(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bool:
-    """Whether two sizes are equal at all sizes of their axes, as far as their text tells."""
-    if isinstance(left, int) or isinstance(right, int):
-        return isinstance(left, int) and left == right
-    return left.value is not None and left.value == right.value
-
-
-def same_dims(left: Dims, right: Dims) -> bool:
-    """Whether two shapes, or two vectors of sizes, are equal at all sizes of their axes."""
-    return len(left) == len(right) and all(map(same_dim, left, right))
 
 
 def reshape_target(
@@ -76,7 +63,7 @@ def reshape_target(
 def _entry(element: int | ir.SymbolicDim, axis: int | ir.SymbolicDim | None) -> int:
     if isinstance(element, int):
         return element
-    return 0 if axis is not None and same_dim(element, axis) else -1
+    return 0 if axis is not None and same(element, axis) else -1
 
 
 def _is_filled(axis: Dims) -> bool:
@@ -96,7 +83,7 @@ def _decided(output: Inferred, axes: Dims, place: int) -> int:
     size = -1 if output.dims is None else output.dims[place]
     if isinstance(size, int):
         return size if size > 0 else -1
-    return 0 if place < len(axes) and same_dim(size, axes[place]) else -1
+    return 0 if place < len(axes) and same(size, axes[place]) else -1
 
 
 def expand_target(data: Inferred, target: Inferred) -> tuple[int, ...] | None:
@@ -111,7 +98,7 @@ def expand_target(data: Inferred, target: Inferred) -> tuple[int, ...] | None:
 
 
 def _one(element: ir.SymbolicDim, axis: int | ir.SymbolicDim) -> int | None:
-    return 1 if same_dim(element, axis) else None
+    return 1 if same(element, axis) else None
 
 
 def is_bypassed(expand: ir.Node, user: ir.Node, shapes: Shapes) -> bool:
@@ -128,7 +115,7 @@ def is_bypassed(expand: ir.Node, user: ir.Node, shapes: Shapes) -> bool:
         return False
     columns = itertools.zip_longest(*map(reversed, (after.dims, before.dims, *known)), fillvalue=1)
     return all(
-        same_dim(new, old) or any(same_dim(new, other) or _rules(other) for other in rest)
+        same(new, old) or any(same(new, other) or _rules(other) for other in rest)
         for new, old, *rest in columns
     )
 

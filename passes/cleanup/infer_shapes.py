@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import onnx_ir as ir
 
 from graphopt.analyses import shapes
+from graphopt.analyses.dims import Dim, declarable
 from graphopt.graph import scopes
 from graphopt.registry import Pass, PassResult, Refusal, register
 
 __all__ = ["InferShapes"]
-
-Dim = int | ir.SymbolicDim
-
-_WORD = re.compile(r"[A-Za-z_][\w.]*")
-_FUNCTIONS = frozenset({"Max", "Min", "floor"})
 
 
 @register
@@ -44,14 +39,13 @@ class InferShapes(Pass):
         graphs = [g for g, _ in scopes(model) if id(g) not in in_functions]
         values = [v for g in graphs for node in g for v in node.outputs if v.name]
         refusals = [Refusal(self.name, "model", inferred.problem)] if inferred.problem else []
-        axes = {d.value for v in model.graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
         changed = 0
         for value in values:
             reason = _contradiction(value, inferred[value])
             if reason:
                 refusals.append(Refusal(self.name, f"'{value.name}'", reason))
             elif not value.is_graph_output():
-                changed += _write(value, inferred[value], axes)
+                changed += _write(value, inferred[value])
         typed = sum(v.type is not None and v.shape is not None for v in values)
         return PassResult(model, changed > 0, f"typed {typed} of {len(values)} values", refusals)
 
@@ -68,30 +62,22 @@ def _contradiction(value: ir.Value, known: shapes.Inferred) -> str:
     return ""
 
 
-def _write(value: ir.Value, known: shapes.Inferred, axes: set[str | None]) -> bool:
+def _write(value: ir.Value, known: shapes.Inferred) -> bool:
     """Fill what ``value`` leaves open; True where that changed something."""
     changed = False
     if value.type is None and known.dtype is not None:
         value.type, changed = ir.TensorType(known.dtype), True
-    if known.shape is None or not isinstance(value.type, ir.TensorType):
+    shape = declarable(known.dims)
+    if shape is None or not isinstance(value.type, ir.TensorType):
         return changed
-    dims = [_meaningful(d, axes) for d in known.shape.dims]
     if value.shape is None:
-        value.shape = ir.Shape(dims)
+        value.shape = shape
         return True
-    dims = [_more_specific(a, b) for a, b in zip(value.shape.dims, dims, strict=True)]
+    dims = [_more_specific(a, b) for a, b in zip(value.shape.dims, shape.dims, strict=True)]
     if dims == list(value.shape.dims):
         return changed
     value.shape = ir.Shape(dims, [value.shape.get_denotation(i) for i in range(len(dims))])
     return True
-
-
-def _meaningful(dim: Dim, axes: set[str | None]) -> Dim:
-    """``dim``, or a nameless axis where it holds names that are not of the graph's inputs."""
-    if isinstance(dim, int) or dim.value is None or dim.value in axes:
-        return dim
-    known = all(word in axes or word in _FUNCTIONS for word in _WORD.findall(dim.value))
-    return dim if known else ir.SymbolicDim(None)
 
 
 def _more_specific(declared: Dim, known: Dim) -> Dim:

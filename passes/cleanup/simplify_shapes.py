@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analyses import shapes
+from graphopt.analyses.dims import same_dims
 from graphopt.graph import (
     Names,
     add_initializer,
@@ -26,7 +27,6 @@ from graphopt.passes.cleanup._shape_targets import (
     expand_target,
     is_bypassed,
     reshape_target,
-    same_dims,
 )
 from graphopt.passes.cleanup._unused import exclusive_nodes
 from graphopt.registry import Pass, PassResult, Refusal, register

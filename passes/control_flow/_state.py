@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from graphopt.graph import can_replace, captured_values, replace_value
+from graphopt.graph import can_replace, captured_values, is_used, replace_value
 from graphopt.passes.control_flow._rebuild import rebuild
 from graphopt.passes.control_flow._splice import discard, identity, release
 from graphopt.passes.control_flow._step import Scope, Step
@@ -41,12 +41,12 @@ class _Repeated(NamedTuple):
 def simplify(node: ir.Node, scope: Scope) -> Step:
     """Capture what is carried unchanged, drop what nobody needs; the new node is in the step."""
     loop = _read(node)
-    if loop is None or not any(map(_is_used, node.outputs)):
+    if loop is None or not any(map(is_used, node.outputs)):
         return Step()
     invariant = [i for i in range(loop.carried) if _origin(loop.result(i), loop.body) is loop.parameter(i)]
     for index in invariant:
         _capture(loop, index, scope)
-    if not any(map(_is_used, node.outputs)):
+    if not any(map(is_used, node.outputs)):
         discard(node)
         return Step(collections.Counter({"removed loops": 1}))
     live, needed = _needed(loop, invariant)
@@ -78,10 +78,6 @@ def _read(node: ir.Node) -> _Repeated | None:
     return loop if fits else None
 
 
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
 def _origin(value: ir.Value, body: ir.Graph) -> ir.Value:
     """What the body copies to ``value`` by Identity."""
     while (node := value.producer()) is not None and node.graph is body and is_op(node, "Identity"):
@@ -99,7 +95,7 @@ def _capture(loop: _Repeated, index: int, scope: Scope) -> None:
     for user, place in parameter.uses():
         user.replace_input_with(place, initial)
     output = loop.node.outputs[index]
-    if not _is_used(output):
+    if not is_used(output):
         return
     if not can_replace(output, initial):
         initial = identity(initial, loop.node, scope.names.fresh(initial.name or "copy"))
@@ -121,7 +117,7 @@ def _own_output(loop: _Repeated, index: int, scope: Scope) -> None:
 
 def _needed(loop: _Repeated, invariant: Collection[int]) -> tuple[set[ir.Node], set[int]]:
     """The nodes of the body that matter, and the outputs of the Loop or Scan that must stay."""
-    needed = {i for i, v in enumerate(loop.node.outputs) if _is_used(v) and i not in invariant}
+    needed = {i for i, v in enumerate(loop.node.outputs) if is_used(v) and i not in invariant}
     carried_by = {loop.parameter(i): i for i in range(loop.carried) if i not in invariant}
     live = set[ir.Node]()
     pending = [*loop.body.outputs[: loop.inner_out], *(loop.result(i) for i in needed)]

@@ -17,13 +17,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import Dim, same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of
 from graphopt.rewrite import Context, is_op
 
-__all__ = ["Constants", "Geometry", "Mask", "Sizes", "floor_of", "lowest_of", "number_of", "same"]
-
-Dim = int | ir.SymbolicDim
+__all__ = ["Constants", "Geometry", "Mask", "Sizes", "floor_of", "lowest_of", "number_of"]
 
 #: A finite score set in place of another must lie so deep that no real score comes near.
 _DEEP: Final = -1e8
@@ -32,13 +31,6 @@ _LARGEST_READ: Final = 1 << 24
 _SHAPING: Final = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Identity", "Gather")
 _DEPTH: Final = 8
 _UNBOUNDED: Final = (-math.inf, math.inf)
-
-
-def same(left: Dim, right: Dim) -> bool:
-    """Whether two dimensions are equal at all sizes of their axes, as far as their text tells."""
-    if isinstance(left, int) or isinstance(right, int):
-        return isinstance(left, int) and left == right
-    return left.value is not None and left.value == right.value
 
 
 def number_of(value: ir.Value | None) -> float | None:

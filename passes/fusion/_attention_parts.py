@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import Mask, number_of, same
+from graphopt.passes.fusion._attention_masks import Mask, number_of
 from graphopt.rewrite import Context, input_at, is_exclusive, is_op, producer
 
 __all__ = [

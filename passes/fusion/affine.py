@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion.linear import FLOAT_TYPES, Affine, Linear, per_channel
+from graphopt.passes.fusion.linear import FLOAT_TYPES, Affine, Linear, may_be_constant, per_channel
 from graphopt.rewrite import Context, Rule, producer, why_not_constant
 
 __all__ = ["ConvAdd", "ConvMul", "GemmAdd", "GemmMul"]
@@ -45,9 +45,9 @@ class _Affine(Rule[Match]):
             return None
         for side in (0, 1):
             before, other = producer(node.inputs[side], node, *self.op_types), node.inputs[1 - side]
-            if before is not None and other is not None and _may_be_constant(other):
+            if before is not None and other is not None and may_be_constant(other):
                 linear = Linear(before)
-                return Match(linear, node, other, side == 0) if _may_be_constant(linear.weight) else None
+                return Match(linear, node, other, side == 0) if may_be_constant(linear.weight) else None
         return None
 
     def check(self, match: Match, context: Context) -> str | None:
@@ -99,10 +99,6 @@ class GemmAdd(_Affine):
     name = "gemm-add"
     roots = ("Add", "Sub")
     op_types = ("Gemm",)
-
-
-def _may_be_constant(value: ir.Value) -> bool:
-    return value.is_initializer() or constant_of(value) is not None
 
 
 def _affine(match: Match, context: Context) -> Affine | None:

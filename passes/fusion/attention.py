@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.graph import describe
-from graphopt.passes.fusion._attention_masks import Constants, Geometry, Mask, Sizes, same
+from graphopt.passes.fusion._attention_masks import Constants, Geometry, Mask, Sizes
 from graphopt.passes.fusion._attention_parts import (
     Keys,
     behind,

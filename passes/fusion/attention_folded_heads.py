@@ -20,9 +20,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import Constants, Geometry, Mask, Sizes, same
+from graphopt.passes.fusion._attention_masks import Constants, Geometry, Mask, Sizes
 from graphopt.passes.fusion._attention_parts import (
     behind,
     is_transpose,

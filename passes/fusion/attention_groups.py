@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.graph import describe
-from graphopt.passes.fusion._attention_masks import same
 from graphopt.rewrite import Context, Rule, producer
 
 __all__ = ["AttentionGroups"]

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same_dims
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import same
 from graphopt.passes.fusion._attention_parts import (
     Head,
     dims_of,
@@ -168,7 +168,7 @@ def _merge(transpose: ir.Node) -> ir.Node | None:
 
 
 def _equal(left: ir.Shape | None, right: ir.Shape) -> bool:
-    return left is not None and len(left) == len(right) and all(map(same, left, right))
+    return left is not None and same_dims(left.dims, right.dims)
 
 
 def _reads_no_axes(reshape: ir.Node) -> bool:

@@ -19,9 +19,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import number_of, same
+from graphopt.passes.fusion._attention_masks import number_of
 from graphopt.passes.fusion._attention_parts import Head, is_transpose, split_product, transpose_behind
 from graphopt.rewrite import Context, Rule, input_at, is_exclusive, is_op, producer
 

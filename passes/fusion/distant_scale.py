@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_of
-from graphopt.passes.fusion.linear import FLOAT_TYPES, Affine, Linear, per_channel
+from graphopt.passes.fusion.linear import FLOAT_TYPES, Affine, Linear, may_be_constant, per_channel
 from graphopt.rewrite import Context, Rule, is_exclusive, producer, why_not_constant
 
 __all__ = ["DistantScale"]
@@ -63,7 +63,7 @@ class DistantScale(Rule[Match]):
     def match(self, node: ir.Node) -> Match | None:
         """A constant on one side, on the other a product with at least one of the two between."""
         for side in (0, 1):
-            if len(node.inputs) != 2 or not _may_be_constant(node.inputs[1 - side]):
+            if len(node.inputs) != 2 or not may_be_constant(node.inputs[1 - side]):
                 continue
             value = node.inputs[side]
             transpose = producer(value, node, "Transpose")
@@ -73,7 +73,7 @@ class DistantScale(Rule[Match]):
             if add is not None:
                 value = add[0].inputs[1 - add[1]]
             found = producer(value, node, *Linear.op_types)
-            if found is None or (add is None and transpose is None) or not _may_be_constant(found.inputs[1]):
+            if found is None or (add is None and transpose is None) or not may_be_constant(found.inputs[1]):
                 continue
             return Match(Linear(found), add, transpose, node, side)
         return None
@@ -113,16 +113,12 @@ class DistantScale(Rule[Match]):
         context.redirect(match.node.outputs[0], value, like=match.node)
 
 
-def _may_be_constant(value: ir.Value | None) -> bool:
-    return value is not None and (value.is_initializer() or constant_of(value) is not None)
-
-
 def _biased(value: ir.Value | None, user: ir.Node) -> tuple[ir.Node, int] | None:
     """The Add of a constant that makes ``value``, and the place of the constant."""
     add = producer(value, user, "Add")
     if add is None or len(add.inputs) != 2:
         return None
-    places = [i for i, v in enumerate(add.inputs) if _may_be_constant(v)]
+    places = [i for i, v in enumerate(add.inputs) if may_be_constant(v)]
     return (add, places[0]) if len(places) == 1 else None
 
 

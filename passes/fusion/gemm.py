@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import array_of, describe
-from graphopt.passes.fusion._attention_masks import same
 from graphopt.passes.fusion._formula import only_user
 from graphopt.rewrite import Context, Rule, input_at, is_exclusive, is_op, producer, why_not_constant
 

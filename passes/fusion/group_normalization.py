@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analyses.dims import same
+from graphopt.analyses.dims import same, same_dims
 from graphopt.graph import array_of, describe
 from graphopt.passes.fusion._formula import float_types, ints, only_user, other_input, why_shared
 from graphopt.passes.fusion.instance_normalization import one_per_channel
@@ -139,7 +139,7 @@ def _restores(match: Match, shape: ir.Shape, context: Context) -> bool:
         starts_later = made_by.attributes.get_int("start", 0) != 0
         return not starts_later and "end" not in made_by.attributes
     final = context.infer(match.after.outputs[0]).shape
-    return final is not None and len(final) == len(shape) and all(map(same, final, shape))
+    return final is not None and same_dims(final.dims, shape.dims)
 
 
 def _affine(match: Match, context: Context) -> Affine:

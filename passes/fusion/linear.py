@@ -31,7 +31,7 @@ from graphopt.graph import constant_of, describe, release
 from graphopt.limits import KIB, MIB
 from graphopt.rewrite import Context, input_at, is_exclusive, why_not_constant
 
-__all__ = ["FLOAT_TYPES", "Affine", "Linear", "per_channel"]
+__all__ = ["FLOAT_TYPES", "Affine", "Linear", "may_be_constant", "per_channel"]
 
 #: Element types that these fusions understand, each with its smallest normal number.
 FLOAT_TYPES: Final = {
@@ -58,6 +58,11 @@ class Affine:
 
     scale: Array | None = None
     shift: Array | None = None
+
+
+def may_be_constant(value: ir.Value | None) -> bool:
+    """Whether a match may go on: an initializer, or a constant; a check then says why the former is none."""
+    return value is not None and (value.is_initializer() or constant_of(value) is not None)
 
 
 def per_channel(constant: Array, rank: int | None, axis: int, channels: int) -> Array | None:

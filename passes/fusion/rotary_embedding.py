@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analyses.dims import same
 from graphopt.analyses.shapes import Inferred
 from graphopt.graph import constant_of, describe
-from graphopt.passes.fusion._attention_masks import same
 from graphopt.passes.fusion._formula import ints, only_user, other_input, why_shared
 from graphopt.passes.fusion._rotary_angles import Angles
 from graphopt.rewrite import Context, Rule, input_at, is_op, producer

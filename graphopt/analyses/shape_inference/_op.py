@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analyses.dims import Axis, Dims, fresh
+from graphopt.analyses.dims import Axis, Dim, Dims, fresh, is_negative_never
 from graphopt.analyses.shape_inference._known import Inferred, array_of
 
 __all__ = ["RULES", "Array", "Op", "Rule", "Sizes", "Unknown", "rule"]
@@ -154,6 +154,11 @@ def counted(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise IndexError(f"axis {axis} is outside of rank {rank}")
     return axis % rank
+
+
+def size_or_new(element: Dim) -> int | Axis:
+    """An element as the size of an axis: itself where that is never negative, else a new axis."""
+    return element if isinstance(element, int | Axis) and is_negative_never(element) else fresh()
 
 
 def anew(count: int) -> Sizes:

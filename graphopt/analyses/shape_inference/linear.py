@@ -12,7 +12,7 @@ from graphopt.analyses.shape_inference._known import Inferred
 from graphopt.analyses.shape_inference._op import Op, Sizes, Unknown, anew, rule
 from graphopt.analyses.shape_inference.elementwise import broadcast_all
 
-__all__ = ["convolved", "matrix_product", "pooled"]
+__all__ = ["convolved", "globally_pooled", "matrix_product", "pooled"]
 
 
 def matrix_product(left: Sequence[int | Axis], right: Sequence[int | Axis]) -> Sizes:
@@ -159,10 +159,15 @@ def _max_pool(op: Op) -> list[Inferred]:
     return [Inferred(op[0].dtype, dims), Inferred(ir.DataType.INT64, dims)]
 
 
+def globally_pooled(op: Op) -> Sizes:
+    """The shape that a pool over whole images gives."""
+    image = op.dims(0)
+    return (*image[:2], *([1] * (len(image) - 2)))
+
+
 @rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def _global_pool(op: Op) -> Inferred:
-    image = op.dims(0)
-    return Inferred(op[0].dtype, (*image[:2], *([1] * (len(image) - 2))))
+    return Inferred(op[0].dtype, globally_pooled(op))
 
 
 @rule("MaxUnpool")

@@ -6,7 +6,7 @@ from graphopt.analyses import dims as d
 from graphopt.analyses.shape_inference._known import Inferred
 from graphopt.analyses.shape_inference._op import Op, Unknown, rule
 from graphopt.analyses.shape_inference.elementwise import broadcast_all, like
-from graphopt.analyses.shape_inference.linear import convolved, matrix_product, pooled
+from graphopt.analyses.shape_inference.linear import convolved, globally_pooled, matrix_product, pooled
 
 __all__: list[str] = []
 _DOMAIN = "com.microsoft"
@@ -56,8 +56,7 @@ def _quantized_pool(op: Op) -> Inferred:
 def _quantized_global_pool(op: Op) -> Inferred:
     if op.integer("channels_last", 0):
         raise Unknown
-    image = op.dims(0)
-    return Inferred(op[0].dtype, (*image[:2], *([1] * (len(image) - 2))))
+    return Inferred(op[0].dtype, globally_pooled(op))
 
 
 @rule("FusedConv", domain=_DOMAIN)

@@ -10,7 +10,7 @@ from graphopt.analyses import dims as d
 from graphopt.analyses import kernels
 from graphopt.analyses.dims import Axis, Dim, fresh, is_axis
 from graphopt.analyses.shape_inference._known import Inferred
-from graphopt.analyses.shape_inference._op import Op, Sizes, Unknown, anew, counted, rule
+from graphopt.analyses.shape_inference._op import Op, Sizes, Unknown, anew, counted, rule, size_or_new
 from graphopt.analyses.shape_inference.elementwise import broadcast_all
 
 __all__: list[str] = []
@@ -132,7 +132,7 @@ def _expand(op: Op) -> Inferred:
         data = op[0].dims
         known = count is not None and len(count) == 1 and count[0] <= 64 and data is not None
         return Inferred(op[0].dtype, anew(max(count[0], len(data))) if known else None)  # type: ignore[index,arg-type]
-    wanted = tuple([e if isinstance(e, int | Axis) and d.is_negative_never(e) else fresh() for e in target])
+    wanted = tuple([size_or_new(e) for e in target])
     return Inferred(op[0].dtype, broadcast_all([op.dims(0), wanted]))
 
 
@@ -180,7 +180,7 @@ def _split(op: Op) -> list[Inferred]:
     given = op.elements(1) if op.opset >= 13 else op.integers("split")
     sizes: Sequence[Dim] = anew(count)
     if given is not None and len(given) == count:
-        sizes = [s if isinstance(s, int | Axis) and d.is_negative_never(s) else fresh() for s in given]
+        sizes = [size_or_new(s) for s in given]
     elif not op.has(1):
         sizes = _equal_parts(data[axis], count, ceil=op.opset >= 18)
     return [Inferred(op[0].dtype, (*data[:axis], s, *data[axis + 1 :])) for s in sizes]
@@ -312,7 +312,7 @@ def _center_crop_pad(op: Op) -> Inferred:
     sizes = list(data)
     for place, axis in enumerate(axes):
         size = wanted[place] if wanted is not None else None
-        sizes[axis] = size if isinstance(size, int | Axis) and d.is_negative_never(size) else fresh()
+        sizes[axis] = fresh() if size is None else size_or_new(size)
     return Inferred(op[0].dtype, sizes)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from graphopt.analyses import dims as d
 from graphopt.analyses.dims import Axis, Dim, fresh
 from graphopt.analyses.shape_inference._known import Inferred
-from graphopt.analyses.shape_inference._op import Op, Sizes, Unknown, anew, counted, rule
+from graphopt.analyses.shape_inference._op import Op, Sizes, Unknown, anew, counted, rule, size_or_new
 
 __all__: list[str] = []
 
@@ -29,7 +29,7 @@ def _resize(op: Op) -> Inferred:
         if wanted is None or len(wanted) != len(axes):
             wanted = anew(len(axes))
         for axis, size in zip(axes, wanted, strict=True):
-            sizes[axis] = size if isinstance(size, int | Axis) and d.is_negative_never(size) else fresh()
+            sizes[axis] = size_or_new(size)
         return Inferred(op[0].dtype, sizes)
     scales = op.array(2 if op.opset >= 11 else 1)
     if crops or scales is None or scales.size != len(axes):
@@ -68,7 +68,7 @@ def _affine_grid(op: Op) -> Inferred:
     sizes = op.elements(1)
     if sizes is None or len(sizes) not in (4, 5):
         raise Unknown
-    known = [s if isinstance(s, int | Axis) and d.is_negative_never(s) else fresh() for s in sizes]
+    known = [size_or_new(s) for s in sizes]
     return Inferred(op[0].dtype, (known[0], *known[2:], len(known) - 2))
 
 
