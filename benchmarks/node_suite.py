@@ -58,10 +58,10 @@ def plain_passes(recipe: str = "") -> Transform:
     """The passes of a recipe (none: the built-in one) in a row, without verification."""
     import onnx_ir as ir
 
-    from graphopt import api, io
+    from graphopt import builtin, io
     from graphopt import recipe as recipes
 
-    steps = (recipes.load(recipe) if recipe else api.optimize_recipe()).passes
+    steps = (recipes.load(recipe) if recipe else builtin.optimize_recipe()).passes
 
     def transform(proto: onnx.ModelProto) -> onnx.ModelProto:
         model = io.from_proto(proto)

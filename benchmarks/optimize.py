@@ -129,14 +129,14 @@ def _graphopt(target_opset: int | None) -> Tool:
 
 def _passes(target_opset: int | None) -> Tool:
     import graphopt
-    from graphopt import api, registry
+    from graphopt import builtin, registry
     from graphopt._collector import collector_held
 
     registry.pass_classes()
 
     def work(model: Any) -> Any:
         with collector_held():  # as the pipeline does
-            for step in api.optimize_recipe(target_opset).passes:
+            for step in builtin.optimize_recipe(target_opset).passes:
                 model = step.pass_(model).model
         return model
 

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphopt import conversion, data, io, yaml_source
+from graphopt import conversion, data, io
 from graphopt import recipe as recipes
 from graphopt.analyses import costs
+from graphopt.builtin import Target, optimize_recipe
 from graphopt.errors import InputError
+from graphopt.import_options import ImportOptions
+from graphopt.importing import ImportReport, import_source
 from graphopt.pipeline import Pipeline, Progress, _silent
 from graphopt.recipe import Recipe
 from graphopt.report import RunReport, Written
 from graphopt.runtime import compare, evaluate, samples
 
-__all__ = ["Inspection", "RunResult", "convert", "inspect", "load", "optimize", "run", "save", "verify"]
+__all__ = [
+    "Converted",
+    "ImportOptions",
+    "Inspection",
+    "RunResult",
+    "convert",
+    "inspect",
+    "load",
+    "optimize",
+    "run",
+    "save",
+    "verify",
+]
 
 #: Whatever stands for a model: a path, an onnx.ModelProto, or an onnx_ir.Model.
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 #: Whatever stands for a recipe: a path, plain data of the same form, or a parsed recipe.
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
-#: A runtime that :func:`optimize` may make the model special to.
-Target = Literal["onnxruntime"]
 
 
 @dataclass
@@ -41,18 +52,28 @@ class RunResult:
     report: RunReport
 
 
-def load(model: ModelLike) -> ir.Model:
+def load(model: ModelLike, importing: ImportOptions | None = None, progress: Progress = _silent) -> ir.Model:
     """Load a model from any source an importer reads; a ModelProto or onnx_ir.Model is taken as it is.
+
+    Args:
+        model: The model, or its source.
+        importing: What is to be known of a source of another framework, beside itself.
+        progress: Called before each part of an import.
 
     Raises:
         InputError: the source cannot be used; one line says why.
     """
+    return _load(model, importing, progress)[0]
+
+
+def _load(
+    model: ModelLike, options: ImportOptions | None, progress: Progress = _silent
+) -> tuple[ir.Model, ImportReport | None]:
     if isinstance(model, ir.Model):
-        return model
+        return model, None
     if isinstance(model, onnx.ModelProto):
-        return io.from_proto(model)
-    source = Path(model)
-    return conversion.importer_for(source).load(source)
+        return io.from_proto(model), None
+    return import_source(os.fspath(model), options, progress)
 
 
 def save(model: ModelLike, target: str | os.PathLike[str]) -> int:
@@ -64,9 +85,39 @@ def save(model: ModelLike, target: str | os.PathLike[str]) -> int:
     return emitter.write(loaded, path)
 
 
-def convert(source: ModelLike, target: str | os.PathLike[str]) -> int:
-    """Read with the importer of the source's suffix, write with the emitter of the target's."""
-    return save(source, target)
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did: the import (None where nothing had to be imported), and what was written."""
+
+    imported: ImportReport | None
+    written: Written
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"import": self.imported and self.imported.to_json(), "output": vars(self.written)}
+
+
+def convert(
+    source: ModelLike,
+    target: str | os.PathLike[str],
+    *,
+    importing: ImportOptions | None = None,
+    progress: Progress = _silent,
+) -> Converted:
+    """Read with the importer of the source, write with the emitter of the target's suffix.
+
+    Args:
+        source: A model, a file or folder that an importer reads, or the name of code that makes a model.
+        target: The file to write.
+        importing: What is to be known of a source of another framework, beside itself.
+        progress: Called before each part of an import.
+    """
+    path = Path(target)
+    emitter = conversion.emitter_for(path)
+    io.refuse_overwriting(_files_of(source, None), [path])
+    loaded, report = _load(source, importing, progress)
+    io.refuse_overwriting(_files_of(source, loaded), [path])
+    return Converted(report, Written(emitter.format, str(path), emitter.write(loaded, path)))
 
 
 def run(
@@ -77,6 +128,7 @@ def run(
     settings: Iterable[str] = (),
     allow_code: bool = False,
     verify: bool = True,
+    importing: ImportOptions | None = None,
     progress: Progress = _silent,
 ) -> RunResult:
     """Run a recipe over a model, write its outputs and its report.
@@ -89,6 +141,7 @@ def run(
         allow_code: Whether the recipe may import Python code by path.
         verify: False runs no model, as the recipe's own ``verify: false``: only interface and structure are
             checked.
+        importing: What is to be known of a source of another framework, beside itself.
         progress: Called before each pass with its number, the count of passes, and its name.
 
     Raises:
@@ -99,12 +152,14 @@ def run(
     parsed = parsed if verify else parsed.without_verification()
     targets = [Path(o) for o in (parsed.outputs if outputs is None else outputs)]
     emitters = [conversion.emitter_for(target) for target in targets]
-    loaded = load(model)
+    loaded, imported = _load(model, importing, progress)
     report_file = [Path(parsed.report.json)] if parsed.report.json else []
     io.refuse_overwriting([*_files_of(model, loaded), *_files_of_recipe(recipe)], [*targets, *report_file])
     source = str(model) if isinstance(model, str | os.PathLike) else "<model>"
     pipeline = Pipeline(parsed, loaded, source, progress)
     report = pipeline.run()
+    report.imported = imported.to_json() if imported else None
+    report.notes[:0] = imported.lines() if imported else []
     for target, emitter in zip(targets, emitters, strict=True):
         report.outputs.append(Written(emitter.format, str(target), emitter.write(pipeline.model, target)))
     for file in report_file:
@@ -112,12 +167,12 @@ def run(
     return RunResult(_in_kind(model, pipeline.model), report)
 
 
-def plan(recipe: Recipe, model: ModelLike) -> RunReport:
+def plan(recipe: Recipe, model: ModelLike, importing: ImportOptions | None = None) -> RunReport:
     """What a run would do: everything is checked, no pass is run, nothing is written."""
     for target in recipe.outputs:
         conversion.emitter_for(Path(target))
     source = str(model) if isinstance(model, str | os.PathLike) else "<model>"
-    return Pipeline(recipe, load(model), source).plan()
+    return Pipeline(recipe, load(model, importing), source).plan()
 
 
 @overload
@@ -161,37 +216,6 @@ def optimize(
     pipeline = Pipeline(recipe, load(model), progress=progress, reported=False)
     pipeline.run()
     return _in_kind(model, pipeline.model)
-
-
-def optimize_recipe(target_opset: int | None = None, target: Target | None = None) -> Recipe:
-    """The recipe behind :func:`optimize`.
-
-    Raises:
-        InputError: The target is unknown.
-    """
-    recipe = recipes.from_data(_builtin_data("optimize"))
-    if target not in (None, "onnxruntime"):
-        raise InputError(f"unknown target '{target}'; known: onnxruntime")
-    first = _steps({"convert-opset": {"target": target_opset}}) if target_opset is not None else ()
-    last = _steps("ort-optimize") if target else ()
-    return replace(recipe, passes=(*first, *recipe.passes, *last))
-
-
-def _steps(*passes: Any) -> tuple[recipes.Step, ...]:
-    return recipes.from_data({"version": 1, "passes": list(passes)}).passes
-
-
-@functools.cache
-def _builtin_data(name: str) -> Mapping[str, Any]:
-    """A recipe that ships with graphopt as plain data, read once: that takes longer than a small model."""
-    file = builtin_recipe(name)
-    data: Mapping[str, Any] = yaml_source.parse(file.read_text(encoding="utf-8"), str(file)).data
-    return data
-
-
-def builtin_recipe(name: str) -> Path:
-    """The file of a recipe that ships with graphopt: ``optimize`` or ``starter``."""
-    return Path(str(resources.files("graphopt") / "recipes" / f"{name}.yaml"))
 
 
 def verify(
@@ -257,10 +281,10 @@ def _recipe(recipe: RecipeLike, settings: Iterable[str], allow_code: bool) -> Re
     return recipes.load(Path(recipe), settings=settings, allow_code=allow_code)
 
 
-def _files_of(model: ModelLike, loaded: ir.Model) -> list[Path]:
+def _files_of(model: ModelLike, loaded: ir.Model | None) -> list[Path]:
     """The files that must not be written to: the model's own and its external data."""
     own = [Path(model)] if isinstance(model, str | os.PathLike) else []
-    return [*own, *io.external_files(loaded)]
+    return [*own, *(io.external_files(loaded) if loaded else [])]
 
 
 def _files_of_recipe(recipe: RecipeLike) -> list[Path]:

@@ -6,6 +6,7 @@ Everything but click is imported inside the commands: ``graphopt --help`` must s
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -22,10 +23,11 @@ from graphopt.errors import GraphoptError, OutputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graphopt.import_options import ImportOptions
     from graphopt.pipeline import Progress
     from graphopt.report import RunReport
 
-_MODEL = click.argument("model", type=click.Path(path_type=Path))
+_MODEL = click.argument("model")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 _EXPLAIN = click.option(
     "--explain", is_flag=True, help="Also say what was not rewritten, by which rule, and why."
@@ -36,10 +38,75 @@ _MATCH = click.option(
     metavar="TEXT",
     help="The same for nodes, rules and reasons with TEXT in them.",
 )
+_ALLOW_CODE = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Let the recipe or the source run Python code that it names or holds.",
+)
 _NO_VERIFY = click.option(
     "--no-verify", is_flag=True, help="Run no model: check interface and structure only."
 )
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+#: What may be said of a source of another framework; the names are those of ImportOptions.
+_IMPORT = (
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME=DTYPE[AXES]",
+        help="An input of a source that does not describe it: image=float32[batch,3,224,224].",
+    ),
+    click.option("--weights", metavar="FILE", help="Weights for a source without: .safetensors or .pt."),
+    click.option("--signature", metavar="NAME", help="Which signature of the source to import."),
+    click.option(
+        "--custom-object",
+        "custom_objects",
+        multiple=True,
+        metavar="PACKAGE.MODULE:NAME",
+        help="A class or function that the source names; it is imported and run.",
+    ),
+    click.option(
+        "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Time for an import (1800)."
+    ),
+    click.option(
+        "--memory", type=click.FloatRange(min=0), metavar="GIB", help="Memory for an import (80 %)."
+    ),
+)
+
+
+def _import_options(command: Any) -> Any:
+    """Decorator: the command takes what may be said of an import, as one argument ``importing``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        inputs: tuple[str, ...],
+        weights: str | None,
+        signature: str | None,
+        custom_objects: tuple[str, ...],
+        timeout: float | None,
+        memory: float | None,
+        allow_code: bool = False,
+        no_verify: bool = False,
+        **others: Any,
+    ) -> None:
+        from graphopt.import_options import ImportOptions, InputSpec
+        from graphopt.limits import GIB, IMPORT_SECONDS
+
+        importing = ImportOptions(
+            inputs=tuple(InputSpec.parse(text) for text in inputs),
+            weights=weights,
+            allow_code=allow_code,
+            custom_objects=custom_objects,
+            signature=signature,
+            verify=not no_verify,
+            memory=None if memory is None else int(memory * GIB),
+            seconds=IMPORT_SECONDS if timeout is None else timeout,
+        )
+        command(importing=importing, **others)
+
+    for option in reversed(_IMPORT):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,20 +123,20 @@ def cli() -> None:
 )
 @click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Override an option.")
 @click.option("--dry-run", is_flag=True, help="Check recipe, model and data; run no pass, write nothing.")
-@click.option("--allow-code", is_flag=True, help="Let the recipe import Python code (package.module:name).")
+@_ALLOW_CODE
 @_NO_VERIFY
+@_import_options
 @_EXPLAIN
 @_MATCH
 @_JSON
 @_QUIET
 def run(
     recipe: Path,
-    model: Path,
+    model: str,
     outputs: tuple[Path, ...],
     settings: tuple[str, ...],
     dry_run: bool,
-    allow_code: bool,
-    no_verify: bool,
+    importing: ImportOptions,
     explain: bool,
     match: str | None,
     as_json: bool,
@@ -79,12 +146,12 @@ def run(
     from graphopt import api
     from graphopt import recipe as recipes
 
-    parsed = recipes.load(recipe, settings=settings, allow_code=allow_code)
-    parsed = parsed.without_verification() if no_verify else parsed
+    parsed = recipes.load(recipe, settings=settings, allow_code=importing.allow_code)
+    parsed = parsed if importing.verify else parsed.without_verification()
     if dry_run:
-        _Show(as_json, quiet).report(api.plan(parsed, model))
+        _Show(as_json, quiet).report(api.plan(parsed, model, importing))
         return
-    _run(parsed, model, list(outputs) or None, _Show(as_json, quiet, explain, match))
+    _run(parsed, model, list(outputs) or None, _Show(as_json, quiet, explain, match), importing)
 
 
 @cli.command()
@@ -98,37 +165,40 @@ def run(
     type=click.Choice(["onnxruntime"]),
     help="Let this runtime's own optimizer run last, if the result is no slower: others may not run it.",
 )
+@_ALLOW_CODE
 @_NO_VERIFY
+@_import_options
 @_EXPLAIN
 @_MATCH
 @_JSON
 @_QUIET
 def optimize(
-    model: Path,
+    model: str,
     output: Path,
     target_opset: int | None,
     target: Literal["onnxruntime"] | None,
-    no_verify: bool,
+    importing: ImportOptions,
     explain: bool,
     match: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Fold, fuse and clean MODEL: the same function in fewer nodes."""
-    from graphopt import api
+    from graphopt import builtin
 
     show = _Show(as_json, quiet, explain, match)
-    recipe = api.optimize_recipe(target_opset, target)
-    _run(recipe.without_verification() if no_verify else recipe, model, [output], show)
+    recipe = builtin.optimize_recipe(target_opset, target)
+    recipe = recipe if importing.verify else recipe.without_verification()
+    _run(recipe, model, [output], show, importing)
 
 
 @cli.command()
 @click.argument("target", type=click.Path(path_type=Path), default="passes.yaml")
 def init(target: Path) -> None:
     """Write a commented starter recipe to TARGET (passes.yaml)."""
-    from graphopt import api
+    from graphopt import builtin
 
-    text = api.builtin_recipe("starter").read_text(encoding="utf-8")
+    text = builtin.builtin_recipe("starter").read_text(encoding="utf-8")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -145,7 +215,7 @@ def init(target: Path) -> None:
     "--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis for the MACs."
 )
 @_JSON
-def inspect(model: Path, axes: tuple[str, ...], as_json: bool) -> None:
+def inspect(model: str, axes: tuple[str, ...], as_json: bool) -> None:
     """Show MODEL: nodes, parameters, MACs, bytes, opset, inputs and outputs, operators."""
     from graphopt import api, tables
 
@@ -153,7 +223,7 @@ def inspect(model: Path, axes: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         _print_json(inspection.to_json())
     else:
-        _print(tables.inspection(inspection, str(model)))
+        _print(tables.inspection(inspection, model))
 
 
 def _axis(text: str) -> tuple[str, int]:
@@ -164,7 +234,7 @@ def _axis(text: str) -> tuple[str, int]:
 
 
 @cli.command()
-@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("reference")
 @_MODEL
 @click.option(
     "--inputs", type=click.Path(path_type=Path), help="An .npz file of input arrays; drawn if not given."
@@ -177,8 +247,8 @@ def _axis(text: str) -> tuple[str, int]:
 )
 @_JSON
 def verify(
-    reference: Path,
-    model: Path,
+    reference: str,
+    model: str,
     inputs: Path | None,
     samples: int,
     seed: int,
@@ -217,15 +287,35 @@ def passes(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
-def convert(source: Path, target: Path) -> None:
-    """Read SOURCE and write TARGET; the file suffixes say the formats."""
+@click.option("--opset", type=int, help="Convert an imported model to this opset.")
+@_ALLOW_CODE
+@_NO_VERIFY
+@_import_options
+@_JSON
+@_QUIET
+def convert(
+    source: str, target: Path, opset: int | None, importing: ImportOptions, as_json: bool, quiet: bool
+) -> None:
+    """Import SOURCE, compare it with what its framework computes, write TARGET.
+
+    SOURCE is a file or folder, found out by suffix and content, or the name of code that makes a model:
+    package.module:factory. The suffix of TARGET says what is written.
+    """
+    from dataclasses import replace
+
     from graphopt import api
     from graphopt.report import human_bytes
 
-    written = api.convert(source, target)
-    click.echo(f"wrote {target} ({human_bytes(written)})")
+    with _progress(quiet or as_json) as progress:
+        done = api.convert(source, target, importing=replace(importing, opset=opset), progress=progress)
+    if as_json:
+        _print_json(done.to_json())
+    elif not quiet:
+        for line in done.imported.lines() if done.imported else []:
+            click.echo(line)
+        click.echo(f"wrote {target} ({human_bytes(done.written.bytes)})")
 
 
 @cli.command()
@@ -261,13 +351,13 @@ class _Show(NamedTuple):
                 click.echo(line)
 
 
-def _run(recipe: Any, model: Path, outputs: list[Path] | None, show: _Show) -> None:
+def _run(recipe: Any, model: str, outputs: list[Path] | None, show: _Show, importing: ImportOptions) -> None:
     """Run a parsed recipe with progress; show the report even when the run stops at a pass."""
     from graphopt import api
 
     try:
         with _progress(show.quiet or show.as_json) as progress:
-            result = api.run(recipe, model, outputs=outputs, progress=progress)
+            result = api.run(recipe, model, outputs=outputs, importing=importing, progress=progress)
     except GraphoptError as error:
         report = getattr(error, "report", None)
         if report is not None:

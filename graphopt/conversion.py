@@ -1,7 +1,11 @@
 """The registry of converters: importers (source to model) and emitters (model to artefact).
 
-A converter is a class in a module of :mod:`graphopt.converters`, found by listing the package; it says
-which file names it takes. The target's suffix picks the emitter, suffix and content the importer.
+A converter is a class in a module of :mod:`graphopt.converters`, found by listing the package. The target's
+suffix picks the emitter; the source's suffix and content pick the importer.
+
+What another framework must read is imported in a child process: a :class:`FrameworkImporter` names the module
+that does it there, whose ``export`` makes an ONNX file and a way to run the framework itself on the same
+inputs (see :class:`Exported`). :mod:`graphopt.importing` does all the rest.
 """
 
 from __future__ import annotations
@@ -9,15 +13,30 @@ from __future__ import annotations
 import abc
 import functools
 import importlib
+import importlib.util
 import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import InputError, OutputError
+from graphopt.errors import InputError, MissingExtraError, OutputError
+from graphopt.import_options import ImportOptions
 
-__all__ = ["Emitter", "Importer", "emitter_for", "importer_for", "register_emitter", "register_importer"]
+__all__ = [
+    "Emitter",
+    "Exported",
+    "FrameworkImporter",
+    "Importer",
+    "Tolerance",
+    "emitter_for",
+    "importer_for",
+    "register_emitter",
+    "register_importer",
+]
 
 
 class Importer(abc.ABC):
@@ -28,13 +47,90 @@ class Importer(abc.ABC):
     #: File suffixes, lower case, with the dot.
     suffixes: ClassVar[tuple[str, ...]]
 
-    def accepts(self, source: Path) -> bool:
-        """Whether this importer reads ``source``; looks at the suffix unless a subclass looks closer."""
-        return source.suffix.lower() in self.suffixes
+    def accepts(self, source: str) -> bool:
+        """Whether this importer reads sources of this name, as its suffix says."""
+        return Path(source).suffix.lower() in self.suffixes
+
+    def recognizes(self, source: Path) -> bool:
+        """Whether the content of an existing file or folder is surely of this format (its magic number)."""
+        return False
+
+
+class FileImporter(Importer):
+    """Reads a file in this process."""
 
     @abc.abstractmethod
     def load(self, source: Path) -> ir.Model:
         """Read ``source``; raises InputError where it is not what its name says."""
+
+
+class FrameworkImporter(Importer):
+    """Lets a framework read the source in a child process."""
+
+    #: The framework's name in reports and errors.
+    framework: ClassVar[str]
+    #: The extra of graphopt that installs it, and the modules that must be there.
+    extra: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    #: The module with ``export(source: str, options: ImportOptions, folder: Path) -> Exported``.
+    exporter: ClassVar[str]
+
+    def check(self, source: str, options: ImportOptions) -> None:
+        """Refuse, before a child is started, what can be seen to be wrong; reads no more than a few bytes."""
+
+    def check_extra(self) -> None:
+        """Refuse where the framework is not installed.
+
+        Raises:
+            MissingExtraError: It names the extra.
+        """
+        if any(importlib.util.find_spec(name) is None for name in self.needs):
+            raise MissingExtraError(f"importing {self.format} files", self.extra)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How near an import must be to its source, in each output.
+
+    Attributes:
+        rtol: Per element, see :mod:`graphopt.runtime.compare`.
+        atol: In units of the output's RMS (at least 1).
+        steps: Of outputs that a quantized model makes: the size of one step (LSB) in the output's own units
+            (1 for integer outputs). They agree within one step on average, and in the largest element.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-5
+    steps: Mapping[str, float] = field(default_factory=dict)
+
+
+#: The framework itself on one sample, arrays by input name to arrays by output name, as in the ONNX file.
+Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the exporter of a framework made, inside the child.
+
+    Attributes:
+        model: The ONNX file, in the folder that the exporter was given. Inputs and outputs have the user's
+            names; axes that are free in the source are symbolic.
+        run: The truth: the source, run by its own framework.
+        versions: Of what took part, by package name.
+        axes: Sizes for the axes of some inputs, where drawing needs help (see ``samples.draw``).
+        tolerance: How near the ONNX model must be.
+        others: Other ways in which the framework runs the source (a delegate): what they make is compared
+            and noted, and decides nothing.
+        notes: What the user should know, a line each.
+    """
+
+    model: Path
+    run: Runner
+    versions: Mapping[str, str]
+    axes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    tolerance: Tolerance = Tolerance()
+    others: Mapping[str, Runner] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Emitter(abc.ABC):
@@ -74,24 +170,33 @@ def register_emitter(cls: E) -> E:
 
 @functools.cache
 def _import_converters() -> None:
-    package = importlib.import_module("graphopt.converters")
-    for module in pkgutil.walk_packages(package.__path__, "graphopt.converters."):
-        importlib.import_module(module.name)
+    for kind in ("importers", "emitters"):  # modules with an underscore are theirs, not converters
+        package: Any = importlib.import_module(f"graphopt.converters.{kind}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.name.rpartition(".")[2].startswith("_"):
+                importlib.import_module(module.name)
 
 
-def importer_for(source: Path) -> Importer:
-    """The importer that reads ``source``.
+def importer_for(source: str) -> Importer:
+    """The importer that reads ``source``: by its name, and by its content where that has a magic number.
 
     Raises:
-        InputError: no importer takes it; names the formats that can be read.
+        InputError: No importer takes it, or it is not what its name says; names the formats there are.
     """
     _import_converters()
-    for importer in _importers:
-        if importer.accepts(source):
-            return importer
-    raise InputError(
-        f"'{source}': no importer reads '{source.suffix or source.name}' files; {_known(_importers)}"
-    )
+    named = next((importer for importer in _importers if importer.accepts(source)), None)
+    path = Path(source)
+    holds = [importer for importer in _importers if path.exists() and importer.recognizes(path)]
+    if named is None and holds:
+        return holds[0]
+    if named is None:
+        raise InputError(f"'{source}': no importer reads {_kind(path)}; {_known(_importers)}")
+    if holds and named not in holds:
+        raise InputError(
+            f"'{source}': this is a {holds[0].format} file by its content, and a {named.format} file by its "
+            f"name; rename it to *{holds[0].suffixes[0]}"
+        )
+    return named
 
 
 def emitter_for(target: Path) -> Emitter:
@@ -104,10 +209,14 @@ def emitter_for(target: Path) -> Emitter:
     for emitter in _emitters:
         if emitter.accepts(target):
             return emitter
-    raise OutputError(
-        f"'{target}': no emitter writes '{target.suffix or target.name}' files; {_known(_emitters)}"
-    )
+    raise OutputError(f"'{target}': no emitter writes {_kind(target)}; {_known(_emitters)}")
 
 
-def _known(converters: list[Importer] | list[Emitter]) -> str:
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "this folder"
+    return f"'{path.suffix or path.name}' files"
+
+
+def _known(converters: Sequence[Importer] | Sequence[Emitter]) -> str:
     return "known: " + ", ".join(s for converter in converters for s in converter.suffixes)

@@ -53,3 +53,7 @@ SAMPLE_OUTPUTS: Final = 64 * MIB
 RECIPE_BYTES: Final = 1 * MIB
 RECIPE_DEPTH: Final = 32
 RECIPE_ALIASES: Final = 100
+
+#: Seconds of an import, if the user names no others; its memory is a share of the machine's.
+IMPORT_SECONDS: Final = 1800
+IMPORT_MEMORY_SHARE: Final = 0.8

@@ -78,7 +78,7 @@ class Written:
 @dataclass
 class RunReport:
     """A whole run. ``standing`` are the refusals that hold for the model it ended with; where ``verified`` is
-    False no model was run.
+    False no model was run. ``imported`` says what the import of a source of another framework did.
     """
 
     source: str
@@ -93,6 +93,7 @@ class RunReport:
     metric_after: float | None = None
     standing: Sequence[explain.Standing] = ()
     verified: bool = True
+    imported: dict[str, Any] | None = None
 
     def left_alone(self, text: str = "") -> list[explain.LeftAlone]:
         """Why was this not fused? What the passes left alone, by rule and reason, in the final model.
@@ -113,6 +114,7 @@ class RunReport:
             "verify": self.overall.to_json() if self.overall else None,
             "metric": self.metric_name or None,
             "notes": self.notes,
+            "import": self.imported,
         }
 
     def table(self) -> RenderableType:

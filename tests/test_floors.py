@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    **dict.fromkeys(("errors", "limits", "options", "yaml_source"), 1),
+    **dict.fromkeys(("errors", "limits", "options", "import_options", "yaml_source"), 1),
     **dict.fromkeys(("graph", "io", "analyses", "rewrite"), 2),
     "runtime": 3,
-    **dict.fromkeys(("registry", "conversion"), 4),
+    **dict.fromkeys(("registry", "conversion", "references"), 4),
     **dict.fromkeys(("passes", "converters"), 5),
-    **dict.fromkeys(("recipe", "data", "verification", "explain", "report", "pipeline"), 6),
+    **dict.fromkeys(
+        ("recipe", "data", "verification", "explain", "report", "pipeline", "builtin", "importing"), 6
+    ),
     **dict.fromkeys(("api", "tables", "cli", "__main__"), 7),
 }
 TREES = {"graphopt": "graphopt", "passes": "graphopt.passes", "converters": "graphopt.converters"}

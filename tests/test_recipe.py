@@ -10,7 +10,7 @@ import yaml
 
 from graphopt import recipe as recipes
 from graphopt import registry
-from graphopt.api import builtin_recipe
+from graphopt.builtin import builtin_recipe
 from graphopt.errors import InputError, RecipeError
 
 FULL = """\

@@ -7,14 +7,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt import io
-from graphopt.conversion import Importer, register_importer
+from graphopt.conversion import FileImporter, register_importer
 
 
 @register_importer
-class OnnxImporter(Importer):
+class OnnxImporter(FileImporter):
     """Reads ONNX; weights in external data stay memory-mapped."""
 
-    format = "onnx"
+    format = "ONNX"
     suffixes = (".onnx", ".pb", ".onnxtxt", ".textproto", ".json")
 
     def load(self, source: Path) -> ir.Model:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt import api, io
+from graphopt import builtin, io
 from graphopt.errors import InputError
 from graphopt.passes.interop import _ort_optimize_child as child
 from graphopt.passes.interop.ort_optimize import OrtOptimize
@@ -242,7 +242,7 @@ def test_a_newer_ir_version_than_onnxruntime_reads(parse, measured):
 
 
 def test_it_is_verified_on_its_own(parse, measured):
-    passes = (api.optimize_recipe().passes[0], Step("ort-optimize", OrtOptimize()))
+    passes = (builtin.optimize_recipe().passes[0], Step("ort-optimize", OrtOptimize()))
     report = Pipeline(Recipe(passes, verify=Verify(each=False)), parse(TEXT)).run()
     assert report.passes[1].measured
     assert report.passes[1].status == "applied"
@@ -258,10 +258,10 @@ def test_the_report_says_why_nothing_was_done(parse, measured):
 
 
 def test_optimize_for_onnxruntime_ends_with_it(parse, measured):
-    assert [s.name for s in api.optimize_recipe(target="onnxruntime").passes][-1] == "ort-optimize"
-    assert "ort-optimize" not in [s.name for s in api.optimize_recipe().passes]
+    assert [s.name for s in builtin.optimize_recipe(target="onnxruntime").passes][-1] == "ort-optimize"
+    assert "ort-optimize" not in [s.name for s in builtin.optimize_recipe().passes]
     with pytest.raises(InputError, match="unknown target 'tflite'; known: onnxruntime"):
-        api.optimize_recipe(target="tflite")
+        builtin.optimize_recipe(target="tflite")
     assert "com.microsoft" in domains(graphopt.optimize(parse(TEXT), target="onnxruntime"))
     assert domains(graphopt.optimize(parse(TEXT))) == {""}
 
