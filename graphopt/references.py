@@ -134,7 +134,7 @@ def load(source: Path) -> References:
         InputError: The file is not such a file.
     """
     try:
-        with np.load(source, allow_pickle=False) as file:
+        with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             described = json.loads(file["described"].tobytes())
             read: Mapping[str, list[Arrays]] = {
                 kind: [
