@@ -2,7 +2,7 @@
 
     python benchmarks/importers.py keras torch
     python benchmarks/importers.py tflite --models FOLDER --only selfie
-    python benchmarks/importers.py keras torch tflite --models FOLDER --markdown docs/importers.md --json rows.json
+    python benchmarks/importers.py keras torch tflite --models FOLDER --markdown docs/importers.md
 
 Each source is imported as `graphopt convert` does it. What is checked of the result shares no code with
 graphopt but the drawing of inputs: the file passes the ONNX checker, onnxruntime loads it (its optimizer off,
@@ -172,7 +172,6 @@ def main() -> int:
     arguments.add_argument("--models", nargs="*", default=[], type=Path, help="folders of .tflite files")
     arguments.add_argument("--only", nargs="*", default=[], help="names that contain one of these")
     arguments.add_argument("--markdown", type=Path, help="also write the table to this page")
-    arguments.add_argument("--json", type=Path, help="also write the rows to this file")
     given = arguments.parse_args()
     rows: list[Row] = []
     for family in given.families:
@@ -180,11 +179,10 @@ def main() -> int:
             for case in _cases(family, Path(folder), given.models, given.only):
                 rows.append(measure(family, case, Path(folder)))
                 print(" ".join(_cells(rows[-1])), file=sys.stderr, flush=True)
-    print(table([HEADER, *(_cells(row) for row in rows)]))
+    print(table(HEADER, [_cells(row) for row in rows]))
     if given.markdown:
         given.markdown.write_text(markdown(rows), encoding="utf-8")
-    if given.json:
-        write_json(given.json, [row._asdict() for row in rows])
+    write_json(given.json, [row._asdict() for row in rows])
     print(f"{sum(row.imported for row in rows)} of {len(rows)} imported and right")
     return 0 if all(row.imported for row in rows) else 1
 
