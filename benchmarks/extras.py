@@ -3,9 +3,9 @@
     python benchmarks/extras.py
     python benchmarks/extras.py tflite --keep FOLDER
 
-For each extra a fresh virtual environment gets graphopt with that extra and nothing else. In it every file of
-fixtures/sources is converted through the command line: those of the extra's own formats must import, all others
-must be refused in one line that names their extra. Exits 1 if one does not.
+For each extra a fresh virtual environment gets graphopt with that extra and nothing else. In it every file
+of fixtures/sources is converted through the command line: those of the extra's own formats must import, all
+others must be refused in one line that names their extra. Exits 1 if one does not.
 """
 
 from __future__ import annotations
