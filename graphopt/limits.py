@@ -57,3 +57,7 @@ RECIPE_ALIASES: Final = 100
 #: Seconds of an import, if the user names no others; its memory is a share of the machine's.
 IMPORT_SECONDS: Final = 1800
 IMPORT_MEMORY_SHARE: Final = 0.8
+
+#: Members of an archive, and how many times its size it may have unpacked: weights hardly shrink by zipping.
+ARCHIVE_MEMBERS: Final = 100_000
+ARCHIVE_EXPANSION: Final = 100
