@@ -1,0 +1,226 @@
+"""A TFLite model as an ONNX model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analyses import shapes
+from graphopt.converters.importers._tflite.builder import OPSET, Builder
+from graphopt.converters.importers._tflite.context import Context, State, onnx_type
+from graphopt.converters.importers._tflite.model import Model, Operator, Signature, Subgraph, Tensor
+from graphopt.converters.importers._tflite.registry import check_supported
+from graphopt.errors import InputError
+
+__all__ = ["Converted", "convert"]
+
+_IR_VERSION = 10
+#: What TensorFlow's exporter puts before the name of an input, and behind any name.
+_PREFIX, _SUFFIX = "serving_default_", ":0"
+_CALLS = (
+    "initSubgraphIndex",
+    "condSubgraphIndex",
+    "bodySubgraphIndex",
+    "thenSubgraphIndex",
+    "elseSubgraphIndex",
+    "subgraph",
+    "decompositionSubgraphIndex",
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An ONNX model and what its inputs and outputs are in the file.
+
+    Attributes:
+        model: The ONNX model.
+        subgraph: The subgraph that was converted.
+        signature: Its names, if it has any.
+        inputs: Names in the order of the subgraph's inputs; with the variables' content behind them.
+        outputs: Names in the order of the subgraph's outputs; with the variables' new content behind them.
+        variables: Names of the variables, in the order of the extra inputs and outputs.
+        initial: What each holds before the first run; None where that is computed.
+        notes: What the user should know.
+    """
+
+    model: ir.Model
+    subgraph: Subgraph
+    signature: Signature | None
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    variables: Sequence[str]
+    initial: Mapping[str, np.ndarray | None]
+    notes: Sequence[str]
+
+
+def convert(file: Model, signature: str | None = None) -> Converted:
+    """Convert a signature of the file; without one its default, or its first subgraph.
+
+    Raises:
+        InputError: There is no such signature, or the file is damaged.
+        UnsupportedError: It holds operators that the reader does not know; all are named.
+    """
+    named, subgraph = _chosen(file, signature)
+    check_supported(file, _reached(file, subgraph.index))
+    build, state, notes = Builder(), State(), list[str]()
+    ctx = Context(file, subgraph, build, state, notes)
+    inputs = [_input(ctx, index, named) for index in subgraph.inputs]
+    ctx.convert()
+    variables = list(state.inputs)
+    results = [ctx.stored(index) for index in subgraph.outputs]
+    outputs = [
+        _output(ctx, index, value, named, inputs)
+        for index, value in zip(subgraph.outputs, results, strict=True)
+    ]
+    for name in variables:
+        inputs.append(state.inputs[name])
+        outputs.append(_state_output(build, name, state))
+    graph = ir.Graph(
+        inputs,
+        outputs,
+        nodes=build.nodes,
+        initializers=list(build.initializers.values()),
+        name=subgraph.name or "main",
+        opset_imports={"": OPSET},
+    )
+    model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="graphopt")
+    _declare_outputs(model)
+    notes += _state_notes(model, variables, state)
+    if len(file.signatures) > 1 and signature is None:
+        keys = ", ".join(f"'{s.key}'" for s in file.signatures)
+        notes.append(f"the file has the signatures {keys}; --signature chooses another")
+    initial = {name: state.initial.get(name) for name in variables}
+    return Converted(
+        model,
+        subgraph,
+        named,
+        [str(value.name) for value in inputs],
+        [str(value.name) for value in outputs],
+        variables,
+        initial,
+        notes,
+    )
+
+
+def _chosen(file: Model, key: str | None) -> tuple[Signature | None, Subgraph]:
+    if key is not None:
+        found = next((s for s in file.signatures if s.key == key), None)
+        if found is None:
+            known = ", ".join(f"'{s.key}'" for s in file.signatures) or "none"
+            raise InputError(f"no signature '{key}'; the file has: {known}")
+        return found, file.subgraphs[found.subgraph]
+    by_key = {s.key: s for s in file.signatures}
+    default = by_key.get("serving_default") or next(iter(file.signatures), None)
+    return default, file.subgraphs[default.subgraph if default else 0]
+
+
+def _reached(file: Model, start: int) -> list[int]:
+    """The subgraphs that are called from ``start``, itself included."""
+    found, queue = [start], [start]
+    while queue:
+        for operator in file.subgraphs[queue.pop()].operators:
+            for index in _called_by(operator):
+                if 0 <= index < len(file.subgraphs) and index not in found:
+                    found.append(index)
+                    queue.append(index)
+    return found
+
+
+def _called_by(operator: Operator) -> Iterable[int]:
+    return (int(operator.options[key]) for key in _CALLS if key in operator.options)
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+
+
+def _shape(tensor: Tensor, name: str) -> ir.Shape:
+    """Free axes get names: the first is the batch, which all inputs share."""
+    axes = ("batch" if axis == 0 else f"{name}_axis_{axis}" for axis in range(tensor.rank))
+    return ir.Shape([axis if size < 0 else size for size, axis in zip(tensor.signature, axes, strict=True)])
+
+
+def _input(ctx: Context, index: int, signature: Signature | None) -> ir.Value:
+    tensor = ctx.tensor(index)
+    if ctx.is_set(index):
+        raise InputError(f"a damaged TFLite file: '{tensor.name}' is two inputs")
+    wanted = signature.inputs.get(index) if signature else None
+    name = ctx.build.unique(wanted or _plain_name(tensor.name) or "input")
+    dtype = onnx_type(tensor, f"input '{name}'")
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=_shape(tensor, name))
+    ctx.set(index, value)
+    return value
+
+
+def _output(
+    ctx: Context, index: int, value: ir.Value, signature: Signature | None, inputs: Sequence[ir.Value]
+) -> ir.Value:
+    """A value of its own for each output, under the user's name."""
+    wanted = (signature.outputs.get(index) if signature else None) or _plain_name(ctx.tensor(index).name)
+    made = ctx.build.op("Identity", value)
+    made.name = _free_name(ctx.build, wanted or "output")
+    tensor = ctx.tensor(index)
+    made.type = ir.TensorType(onnx_type(tensor, f"output '{made.name}'"))
+    return made
+
+
+def _free_name(build: Builder, wanted: str) -> str:
+    """An output's name, taken from an inner value that may have it by now; never from an input."""
+    for node in build.nodes:
+        for value in node.outputs:
+            if value.name == wanted and not value.is_graph_output():
+                value.name = build.unique(f"{wanted}/value")
+                return wanted
+    return build.unique(wanted)
+
+
+def _state_output(build: Builder, name: str, state: State) -> ir.Value:
+    made = build.op("Identity", state.values[name])
+    made.name = build.unique(f"{state.inputs[name].name}_next")
+    made.type = state.inputs[name].type
+    return made
+
+
+def _declare_outputs(model: ir.Model) -> None:
+    """The outputs' shapes as they follow from the graph."""
+    inferred = shapes.infer(model)
+    for value in model.graph.outputs:
+        value.shape = inferred[value].shape if value in inferred else None
+
+
+def _state_notes(model: ir.Model, variables: Sequence[str], state: State) -> list[str]:
+    """Tell how the state goes round: to the user, and to programs in ``metadata_props``."""
+    described, notes = [], []
+    for name, given, made in zip(
+        variables,
+        model.graph.inputs[len(model.graph.inputs) - len(variables) :],
+        model.graph.outputs[len(model.graph.outputs) - len(variables) :],
+        strict=True,
+    ):
+        array, tensor = state.initial.get(name), state.tensors[name]
+        value = None if array is None else np.unique(array)
+        start = (
+            "is computed in the file"
+            if value is None
+            else (f"is {value[0]} everywhere" if value.size == 1 else "is given in the file")
+        )
+        zero = tensor.quantization.zero_point[0] if tensor.quantization is not None else 0
+        if value is not None and value.size == 1 and value[0] == zero and zero:
+            start += " (0.0)"
+        described.append(
+            {
+                "input": given.name,
+                "output": made.name,
+                "initial": None if value is None or value.size != 1 else value[0].item(),
+            }
+        )
+        notes.append(
+            f"variable '{name}' became input '{given.name}' and output '{made.name}'; at the start it {start}"
+        )
+    if described:
+        model.metadata_props["graphopt.state"] = json.dumps(described)
+    return notes
