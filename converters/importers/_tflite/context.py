@@ -15,7 +15,7 @@ from graphopt.errors import InputError, UnsupportedError, UserError
 from graphopt.limits import NESTING_DEPTH
 from graphopt.runtime.evaluate import first_line
 
-__all__ = ["Context", "State", "onnx_type"]
+__all__ = ["Context", "State", "dequantized", "onnx_type"]
 
 _TYPES: Final = {
     "FLOAT32": ir.DataType.FLOAT,
@@ -49,6 +49,19 @@ def onnx_type(tensor: Tensor, place: str = "") -> ir.DataType:
             f"{place or repr(tensor.name)}: tensors of type {tensor.type} are not supported"
         )
     return _TYPES[tensor.type]
+
+
+def dequantized(array: Array, tensor: Tensor) -> Array:
+    """The real numbers, float32, that the stored ones of a quantized tensor stand for."""
+    q = tensor.quantization
+    assert q is not None
+    shape = [1] * array.ndim
+    if q.per_channel:
+        shape[q.axis] = -1
+    scale, zero = (numbers.reshape(shape) if q.per_channel else numbers for numbers in (q.scale, q.zero_point))
+    # As DequantizeLinear does it: the difference is a whole number, the product is rounded once.
+    made: Array = ((array.astype(np.int64) - zero).astype(np.float32) * scale).reshape(array.shape)
+    return made
 
 
 class State:
@@ -130,16 +143,7 @@ class Context:
         tensor = self.tensor(index) if index >= 0 else None
         if array is None or tensor is None or not tensor.quantized:
             return array
-        q = tensor.quantization
-        assert q is not None
-        shape = [1] * array.ndim
-        if q.per_channel:
-            shape[q.axis] = -1
-        scale, zero = (
-            q.scale.reshape(shape if q.per_channel else ()),
-            q.zero_point.reshape(shape if q.per_channel else ()),
-        )
-        return ((array.astype(np.int64) - zero) * scale.astype(np.float64)).astype(np.float32)
+        return dequantized(array, tensor)
 
     def ints(self, index: int, op: Operator, what: str) -> list[int]:
         """The numbers of an integer tensor that must be a constant.

@@ -6,10 +6,10 @@ from importlib import metadata
 from pathlib import Path
 
 from graphopt import io
-from graphopt.conversion import Exported, Tolerance
+from graphopt.conversion import Exported
 from graphopt.converters.importers._tflite.convert import convert
-from graphopt.converters.importers._tflite.litert import LiteRT
 from graphopt.converters.importers._tflite.reader import read
+from graphopt.converters.importers._tflite.truth import truth
 from graphopt.import_options import ImportOptions
 
 __all__ = ["export"]
@@ -27,13 +27,12 @@ def export(source: str, options: ImportOptions, folder: Path) -> Exported:
     target = folder / "raw.onnx"
     io.save(converted.model, target)
     content = Path(source).read_bytes()
-    plain = LiteRT(content, converted.inputs, converted.outputs, delegate=False)
-    fast = LiteRT(content, converted.inputs, converted.outputs, delegate=True)
+    runs = truth(file, converted, content)
     return Exported(
         target,
-        plain,
+        runs.run,
         {"ai-edge-litert": metadata.version("ai-edge-litert")},
-        others={"LiteRT with XNNPACK": fast},
-        notes=converted.notes,
-        tolerance=Tolerance(),
+        others=runs.others,
+        notes=[*converted.notes, *runs.notes],
+        tolerance=runs.tolerance,
     )

@@ -1,0 +1,107 @@
+"""What an import of TFLite is compared with, and how near it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphopt.conversion import Runner, Tolerance
+from graphopt.converters.importers._tflite.convert import Converted
+from graphopt.converters.importers._tflite.litert import LiteRT
+from graphopt.converters.importers._tflite.model import Model, Operator, Subgraph
+from graphopt.converters.importers._tflite.rewrite import (
+    Rewriter,
+    has_custom,
+    has_dynamic_range,
+    has_variables,
+)
+
+__all__ = ["Truth", "truth"]
+
+#: Two kernels of LiteRT's own differ by this much of an output's RMS at some hundred layers.
+_FLOAT = Tolerance(rtol=1e-4, atol=1e-4)
+#: Operators that hand on the numbers of their first input.
+_MOVES = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "STRIDED_SLICE", "SLICE", "GATHER"})
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Ways in which LiteRT runs the file.
+
+    Attributes:
+        run: What decides.
+        others: What is noted.
+        tolerance: How near the ONNX model must be to ``run``.
+        notes: What the user should know.
+    """
+
+    run: Runner
+    tolerance: Tolerance
+    others: Mapping[str, Runner] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def truth(file: Model, converted: Converted, content: bytes) -> Truth:
+    """The runs of LiteRT for a converted file.
+
+    The plain kernels decide; of a model that computes with quantized numbers XNNPACK, which LiteRT uses unless
+    it is told not to: it rescales in floating point as QuantizeLinear does, where the plain kernels round
+    twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
+    """
+    notes, content, rewritten = [], *_runnable(file, converted, content)
+    quantized = _steps(converted.subgraph, converted)
+    plain = LiteRT(content, converted.inputs, converted.outputs, delegate=False)
+    fast = LiteRT(content, converted.inputs, converted.outputs, delegate=True)
+    if rewritten:
+        notes.append(f"compared with LiteRT's kernels on a rewritten file: {', '.join(rewritten)}")
+    if quantized:
+        tolerance = Tolerance(_FLOAT.rtol, _FLOAT.atol, quantized)
+        return Truth(fast, tolerance, {"LiteRT without XNNPACK": plain}, notes)
+    others: dict[str, Runner] = {"LiteRT with XNNPACK": fast}
+    return Truth(plain, _FLOAT, others, notes)
+
+
+def _runnable(file: Model, converted: Converted, content: bytes) -> tuple[bytes, list[str]]:
+    """The file as LiteRT can run it, and what was rewritten."""
+    rewritten = []
+    rewriter = Rewriter(content, file, converted.subgraph.index)
+    if has_dynamic_range(file):
+        rewriter.float_weights()
+        rewritten.append("weights of 8 bits as the numbers they stand for")
+    if has_custom(file):
+        rewriter.builtin_transpositions()
+        rewritten.append("Convolution2DTransposeBias as TRANSPOSE_CONV")
+    if has_variables(file):
+        rewriter.open_variables()
+        rewritten.append("variables as inputs and outputs")
+    return rewriter.content() if rewritten else content, rewritten
+
+
+def _steps(graph: Subgraph, converted: Converted) -> dict[str, float]:
+    """The size of one step of each output that is made of quantized numbers."""
+    makers = {index: op for op in graph.operators for index in op.outputs}
+    steps = {}
+    for index, name in zip(graph.outputs, converted.outputs, strict=False):
+        if graph.tensors[index].quantized:
+            steps[name] = 1.0
+            continue
+        scale = _scale_behind(graph, makers, index)
+        if scale:
+            steps[name] = scale
+    return steps
+
+
+def _scale_behind(graph: Subgraph, makers: Mapping[int, Operator], index: int) -> float:
+    """The scale of the quantized numbers that a float output shows; 0 where it shows none."""
+    while index in makers:
+        op = makers[index]
+        if op.name == "DEQUANTIZE":
+            source = graph.tensors[op.inputs[0]]
+            q = source.quantization
+            return float(np.max(q.scale)) if source.quantized and q is not None else 0.0
+        if op.name not in _MOVES:
+            return 0.0
+        index = op.inputs[0]
+    return 0.0
