@@ -58,7 +58,9 @@ def dequantized(array: Array, tensor: Tensor) -> Array:
     shape = [1] * array.ndim
     if q.per_channel:
         shape[q.axis] = -1
-    scale, zero = (numbers.reshape(shape) if q.per_channel else numbers for numbers in (q.scale, q.zero_point))
+    scale, zero = (
+        numbers.reshape(shape) if q.per_channel else numbers for numbers in (q.scale, q.zero_point)
+    )
     # As DequantizeLinear does it: the difference is a whole number, the product is rounded once.
     made: Array = ((array.astype(np.int64) - zero).astype(np.float32) * scale).reshape(array.shape)
     return made

@@ -20,8 +20,9 @@ from graphopt.converters.importers._tflite.rewrite import (
 
 __all__ = ["Truth", "truth"]
 
-#: Two kernels of LiteRT's own differ by this much of an output's RMS at some hundred layers.
-_FLOAT = Tolerance(rtol=1e-4, atol=1e-4)
+#: The rounding of float32 in a network of 300 layers (MediaPipe's pose landmarks) comes to this much of an
+#: output's RMS; LiteRT's own two libraries of kernels are 1.5 times as far from each other there.
+_FLOAT = Tolerance(rtol=1e-4, atol=2e-4)
 #: Operators that hand on the numbers of their first input.
 _MOVES = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "STRIDED_SLICE", "SLICE", "GATHER"})
 
