@@ -59,7 +59,7 @@ class _Region:
                 stopped = []
 
     def _above(self, node: ir.Node) -> list[ir.Node]:
-        """Transposes that a stopped node's operands in the old order come from, by operators that could move."""
+        """Transposes above a stopped node's operands in the old order, behind operators that could move."""
         found: list[ir.Node] = []
         seen: set[ir.Node] = set()
         queue = deque(value for value in node.inputs if value is not None and value not in self.orders)
@@ -161,8 +161,8 @@ class PushTranspose(Rule[ir.Node]):
     """Transposes before and behind a region of operators cancel: the operators work in the other order.
 
     Such operators: elementwise ones, among themselves or with constants, quantization with one scale, MatMul
-    by a constant (the operands change places), Softmax, LayerNormalization over an axis that stays the last, reductions, Concat, Pad and
-    Slice with constant axes.
+    by a constant (the operands change places), Softmax, LayerNormalization over an axis that stays the last,
+    reductions, Concat, Pad and Slice with constant axes.
 
     Left alone: where the number of Transposes would not fall.
     """

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from graphopt.errors import InputError
-
 __all__ = ["LiteRT"]
 
 
@@ -25,13 +23,20 @@ class LiteRT:
     def __init__(
         self, content: bytes, inputs: Sequence[str], outputs: Sequence[str], *, delegate: bool
     ) -> None:
-        kind = OpResolverType.BUILTIN if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        try:
-            self._interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kind)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"LiteRT cannot read it: {error}") from error
+        self._content, self._delegate = content, delegate
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._sizes: list[tuple[int, ...]] | None = None
+        self._made: Interpreter | None = None
+
+    @property
+    def _interpreter(self) -> Interpreter:
+        """Made when it is first needed: an import that is not verified needs none."""
+        if self._made is None:
+            kind = (
+                OpResolverType.BUILTIN if self._delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            )
+            self._made = Interpreter(model_content=self._content, experimental_op_resolver_type=kind)
+        return self._made
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; variables of the file start anew."""

@@ -47,8 +47,8 @@ class Truth:
 def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     """The runs of LiteRT for a converted file.
 
-    The plain kernels decide; of a model that computes with quantized numbers XNNPACK, which LiteRT uses unless
-    it is told not to: it rescales in floating point as QuantizeLinear does, where the plain kernels round
+    The plain kernels decide; of a model that computes with quantized numbers XNNPACK, which LiteRT uses if
+    it is not told otherwise: it rescales in floating point as QuantizeLinear does, where the plain kernels round
     twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
     """
     notes, content, rewritten = [], *_runnable(file, converted, content)

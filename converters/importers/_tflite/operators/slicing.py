@@ -44,7 +44,7 @@ def _slice(ctx: Context, op: Operator) -> None:
 
 @converter("STRIDED_SLICE")
 def _strided_slice(ctx: Context, op: Operator) -> None:
-    """NumPy's indexing: each entry is a range, a new axis, an ellipsis, or one index that takes its axis away."""
+    """NumPy's indexing: an entry is a range, a new axis, an ellipsis, or an index, which takes its axis away."""
     data = op.inputs[0]
     begins, ends, strides = (ctx.array(i) for i in op.inputs[1:4])
     if strides is None:
@@ -75,7 +75,7 @@ def _mask(op: Operator, name: str, place: int) -> bool:
 
 
 def _entries(op: Operator, strides: Sequence[int], rank: int) -> list[Entry]:
-    """Of each entry that takes an axis: its place, axis, stride, whether from the start, to the end, single."""
+    """Of each entry with an axis: its place, the axis, stride, whether from the start, to the end, single."""
     count = len(strides)
     plain = [p for p in range(count) if not _mask(op, "newAxis", p) and not _mask(op, "ellipsis", p)]
     if len(plain) > rank:
