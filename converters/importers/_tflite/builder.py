@@ -18,7 +18,7 @@ __all__ = ["OPSET", "Builder"]
 #: 20 has Gelu, 21 quantization to 16 bits.
 OPSET: Final = 21
 #: Control flow may call a subgraph many times over; no file holds as many operators.
-_LARGEST: Final = EXPANDED_NODES // 10
+_LARGEST: Final = EXPANDED_NODES // 100
 
 
 class Builder:
@@ -29,14 +29,15 @@ class Builder:
         self.names: set[str] = parent.names if parent else set()
         self.initializers: dict[str, ir.Value] = parent.initializers if parent else {}
         self._known: dict[tuple[Any, ...], ir.Value] = parent._known if parent else {}
+        self._numbers: dict[str, int] = parent._numbers if parent else {}
         self._total: list[int] = parent._total if parent else [0]
 
     def unique(self, wanted: str) -> str:
         """A name that nothing has yet, and that is taken now."""
-        name, number = wanted, 0
+        name = wanted
         while not name or name in self.names:
-            number += 1
-            name = f"{wanted}_{number}" if wanted else f"value_{number}"
+            self._numbers[wanted] = self._numbers.get(wanted, 0) + 1
+            name = f"{wanted or 'value'}_{self._numbers[wanted]}"
         self.names.add(name)
         return name
 

@@ -73,6 +73,7 @@ class State:
         values: What each holds at this point of the run.
         inputs: What each held before the run, of those that are read before they are assigned.
         tensors: Their type and shape.
+        assigned: What was assigned to each last, where that is a constant; else None.
         initial: What each holds before the first run; None where that is computed.
     """
 
@@ -80,6 +81,7 @@ class State:
         self.values: dict[str, ir.Value] = {}
         self.inputs: dict[str, ir.Value] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.assigned: dict[str, Array | None] = {}
         self.initial: dict[str, Array | None] = {}
 
 

@@ -69,13 +69,12 @@ def convert(file: Model, signature: str | None = None) -> Converted:
     build, state, notes = Builder(), State(), list[str]()
     ctx = Context(file, subgraph, build, state, notes)
     inputs = [_input(ctx, index, named) for index in subgraph.inputs]
+    # Taken before any inner value can have them.
+    names = [_output_name(ctx, index, named) for index in subgraph.outputs]
     ctx.convert()
     variables = list(state.inputs)
     results = [ctx.stored(index) for index in subgraph.outputs]
-    outputs = [
-        _output(ctx, index, value, named, inputs)
-        for index, value in zip(subgraph.outputs, results, strict=True)
-    ]
+    outputs = [_output(ctx, *given) for given in zip(subgraph.outputs, results, names, strict=True)]
     for name in variables:
         inputs.append(state.inputs[name])
         outputs.append(_state_output(build, name, state))
@@ -88,7 +87,8 @@ def convert(file: Model, signature: str | None = None) -> Converted:
         opset_imports={"": OPSET},
     )
     model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="graphopt")
-    _declare_outputs(model)
+    tensors = [ctx.tensor(index) for index in subgraph.outputs]
+    _declare_outputs(model, [*tensors, *(state.tensors[name] for name in variables)])
     notes += _state_notes(model, variables, state)
     if len(file.signatures) > 1 and signature is None:
         keys = ", ".join(f"'{s.key}'" for s in file.signatures)
@@ -156,26 +156,17 @@ def _input(ctx: Context, index: int, signature: Signature | None) -> ir.Value:
     return value
 
 
-def _output(
-    ctx: Context, index: int, value: ir.Value, signature: Signature | None, inputs: Sequence[ir.Value]
-) -> ir.Value:
-    """A value of its own for each output, under the user's name."""
+def _output_name(ctx: Context, index: int, signature: Signature | None) -> str:
     wanted = (signature.outputs.get(index) if signature else None) or _plain_name(ctx.tensor(index).name)
+    return ctx.build.unique(wanted or "output")
+
+
+def _output(ctx: Context, index: int, value: ir.Value, name: str) -> ir.Value:
+    """A value of its own for each output, under the user's name."""
     made = ctx.build.op("Identity", value)
-    made.name = _free_name(ctx.build, wanted or "output")
-    tensor = ctx.tensor(index)
-    made.type = ir.TensorType(onnx_type(tensor, f"output '{made.name}'"))
+    made.name = name
+    made.type = ir.TensorType(onnx_type(ctx.tensor(index), f"output '{name}'"))
     return made
-
-
-def _free_name(build: Builder, wanted: str) -> str:
-    """An output's name, taken from an inner value that may have it by now; never from an input."""
-    for node in build.nodes:
-        for value in node.outputs:
-            if value.name == wanted and not value.is_graph_output():
-                value.name = build.unique(f"{wanted}/value")
-                return wanted
-    return build.unique(wanted)
 
 
 def _state_output(build: Builder, name: str, state: State) -> ir.Value:
@@ -185,11 +176,12 @@ def _state_output(build: Builder, name: str, state: State) -> ir.Value:
     return made
 
 
-def _declare_outputs(model: ir.Model) -> None:
-    """The outputs' shapes as they follow from the graph."""
+def _declare_outputs(model: ir.Model, tensors: Sequence[Tensor]) -> None:
+    """The outputs' shapes as they follow from the graph; else their number of axes as the file has it."""
     inferred = shapes.infer(model)
-    for value in model.graph.outputs:
-        value.shape = inferred[value].shape if value in inferred else None
+    for value, tensor in zip(model.graph.outputs, tensors, strict=True):
+        found = inferred[value].shape if value in inferred else None
+        value.shape = ir.Shape([None] * tensor.rank) if found is None else found
 
 
 def _state_notes(model: ir.Model, variables: Sequence[str], state: State) -> list[str]:

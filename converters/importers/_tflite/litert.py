@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-__all__ = ["LiteRT"]
+__all__ = ["LiteRT", "Named"]
+
+
+class Named(NamedTuple):
+    """A signature: its key, and its names in the order of the subgraph's inputs and outputs."""
+
+    key: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
 
 
 class LiteRT:
@@ -18,11 +27,19 @@ class LiteRT:
         inputs: Names of the inputs, in the subgraph's order.
         outputs: Names of the outputs.
         delegate: Whether XNNPACK may take operators over; else the plain kernels run.
+        signature: Of a subgraph that is not the first: its signature, by which alone LiteRT runs it.
     """
 
     def __init__(
-        self, content: bytes, inputs: Sequence[str], outputs: Sequence[str], *, delegate: bool
+        self,
+        content: bytes,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        delegate: bool,
+        signature: Named | None = None,
     ) -> None:
+        self._signature = signature
         self._content, self._delegate = content, delegate
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._sizes: list[tuple[int, ...]] | None = None
@@ -40,6 +57,8 @@ class LiteRT:
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; variables of the file start anew."""
+        if self._signature is not None:
+            return self._run_signature(self._signature, feed)
         interpreter = self._interpreter
         details = interpreter.get_input_details()
         arrays = [feed[name] for name in self._inputs]
@@ -59,3 +78,9 @@ class LiteRT:
             name: interpreter.get_tensor(detail["index"]).copy()
             for name, detail in zip(self._outputs, found, strict=True)
         }
+
+    def _run_signature(self, signature: Named, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runner = self._interpreter.get_signature_runner(signature.key)
+        given = zip(signature.inputs, self._inputs, strict=True)
+        made = runner(**{theirs: feed[ours] for theirs, ours in given})
+        return {ours: made[theirs] for theirs, ours in zip(signature.outputs, self._outputs, strict=True)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.conversion import Runner, Tolerance
 from graphopt.converters.importers._tflite.convert import Converted
-from graphopt.converters.importers._tflite.litert import LiteRT
+from graphopt.converters.importers._tflite.litert import LiteRT, Named
 from graphopt.converters.importers._tflite.model import Model, Operator, Subgraph
 from graphopt.converters.importers._tflite.rewrite import (
     Rewriter,
@@ -17,6 +17,7 @@ from graphopt.converters.importers._tflite.rewrite import (
     has_dynamic_range,
     has_variables,
 )
+from graphopt.errors import UnsupportedError
 
 __all__ = ["Truth", "truth"]
 
@@ -39,7 +40,7 @@ class Truth:
     """
 
     run: Runner
-    tolerance: Tolerance
+    tolerance: Tolerance = _FLOAT
     others: Mapping[str, Runner] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -48,13 +49,16 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     """The runs of LiteRT for a converted file.
 
     The plain kernels decide; of a model that computes with quantized numbers XNNPACK, which LiteRT uses if
-    it is not told otherwise: it rescales in floating point as QuantizeLinear does, where the plain kernels round
-    twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
+    it is not told otherwise: it rescales in floating point as QuantizeLinear does, where the plain kernels
+    round twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
     """
     notes, content, rewritten = [], *_runnable(file, converted, content)
     quantized = _steps(converted.subgraph, converted)
-    plain = LiteRT(content, converted.inputs, converted.outputs, delegate=False)
-    fast = LiteRT(content, converted.inputs, converted.outputs, delegate=True)
+    named = _named(converted)
+    plain, fast = (
+        LiteRT(content, converted.inputs, converted.outputs, delegate=delegate, signature=named)
+        for delegate in (False, True)
+    )
     if rewritten:
         notes.append(f"compared with LiteRT's kernels on a rewritten file: {', '.join(rewritten)}")
     if quantized:
@@ -64,9 +68,29 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     return Truth(plain, _FLOAT, others, notes)
 
 
+def _named(converted: Converted) -> Named | None:
+    """The signature by which LiteRT runs a subgraph other than the first.
+
+    Raises:
+        UnsupportedError: It has variables, whose rewriting leaves no signatures.
+    """
+    graph, signature = converted.subgraph, converted.signature
+    if signature is None or not graph.index:
+        return None
+    if converted.variables:
+        raise UnsupportedError(
+            f"signature '{signature.key}' has variables and is not the first subgraph, where LiteRT cannot be "
+            "compared; --no-verify imports it all the same"
+        )
+    inputs = [signature.inputs.get(index, "") for index in graph.inputs]
+    return Named(signature.key, inputs, [signature.outputs.get(index, "") for index in graph.outputs])
+
+
 def _runnable(file: Model, converted: Converted, content: bytes) -> tuple[bytes, list[str]]:
     """The file as LiteRT can run it, and what was rewritten."""
-    rewritten = []
+    rewritten: list[str] = []
+    if not (has_dynamic_range(file) or has_custom(file) or has_variables(file)):
+        return content, rewritten
     rewriter = Rewriter(content, file, converted.subgraph.index)
     if has_dynamic_range(file):
         rewriter.float_weights()
@@ -77,7 +101,7 @@ def _runnable(file: Model, converted: Converted, content: bytes) -> tuple[bytes,
     if has_variables(file):
         rewriter.open_variables()
         rewritten.append("variables as inputs and outputs")
-    return rewriter.content() if rewritten else content, rewritten
+    return rewriter.content(), rewritten
 
 
 def _steps(graph: Subgraph, converted: Converted) -> dict[str, float]:

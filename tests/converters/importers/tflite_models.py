@@ -88,7 +88,11 @@ class Op:
         made.opcodeIndex = len(codes) - 1
         made.inputs, made.outputs = np.array(self.inputs, np.int32), np.array(self.outputs, np.int32)
         made.customOptions = np.frombuffer(self.custom_options, np.uint8) if self.custom_options else None
-        if self.kind:
+        if self.kind and hasattr(schema.BuiltinOptions2, f"{self.kind}Options"):
+            made.builtinOptions2Type = getattr(schema.BuiltinOptions2, f"{self.kind}Options")
+            made.builtinOptions2 = getattr(schema, f"{self.kind}OptionsT")()
+            vars(made.builtinOptions2).update(self.options)
+        elif self.kind:
             made.builtinOptionsType = getattr(schema.BuiltinOptions, f"{self.kind}Options")
             made.builtinOptions = getattr(schema, f"{self.kind}OptionsT")()
             for name, value in self.options.items():
@@ -147,9 +151,9 @@ def signature(key: str, inputs: Mapping[str, int], outputs: Mapping[str, int], s
     return made
 
 
-def constant(array: Any, dtype: type = np.float32, **more: Any) -> Tensor:
+def constant(array: Any, dtype: type | None = None, **more: Any) -> Tensor:
     """A constant tensor."""
-    return Tensor(array if isinstance(array, np.ndarray) else np.array(array, dtype), constant=True, **more)
+    return Tensor(np.asarray(array, dtype), constant=True, **more)
 
 
 def quantized(array: np.ndarray, scale: float, zero: int = 0, **more: Any) -> Tensor:

@@ -75,17 +75,10 @@ def _called(
     """A subgraph inside a branch or a loop; it must leave the model's variables alone."""
     before = dict(ctx.state.values)
     outputs = ctx.call(index, arguments, build)
-    if ctx.state.values != before:
+    now, given = ctx.state.values, ctx.state.inputs
+    if any(value is not before.get(name, given.get(name)) for name, value in now.items()):
         raise UnsupportedError(f"{op.place}: variables that are assigned inside it are not supported")
     return outputs
-
-
-@converter("CALL")
-def _call(ctx: Context, op: Operator) -> None:
-    arguments = [ctx.stored(index) for index in op.inputs]
-    outputs = ctx.call(int(op.options.get("subgraph", 0)), arguments, ctx.build)
-    for index, value in zip(op.outputs, outputs, strict=True):
-        ctx.set(index, value)
 
 
 @converter("STABLEHLO_COMPOSITE")

@@ -9,6 +9,7 @@ from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import clip, finish, output_name
 from graphopt.converters.importers._tflite.registry import converter
+from graphopt.errors import UnsupportedError
 
 
 @converter("QUANTIZE")
@@ -44,7 +45,9 @@ def _densify(ctx: Context, op: Operator) -> None:
 def _fake_quant(ctx: Context, op: Operator) -> None:
     """Round to the steps of a range that holds 0, as TensorFlow nudges it."""
     low, high = float(op.options.get("min", 0.0)), float(op.options.get("max", 0.0))
-    least = 1 if op.options.get("narrowRange", False) else 0
+    if op.options.get("narrowRange", False):
+        raise UnsupportedError(f"{op.place}: a narrow range, which LiteRT has no kernel for")
+    least = 0
     most = 2 ** int(op.options.get("numBits", 8)) - 1
     scale = np.float32((high - low) / (most - least))
     zero = np.clip(np.floor(least - low / scale + 0.5), least, most)

@@ -44,7 +44,7 @@ def _slice(ctx: Context, op: Operator) -> None:
 
 @converter("STRIDED_SLICE")
 def _strided_slice(ctx: Context, op: Operator) -> None:
-    """NumPy's indexing: an entry is a range, a new axis, an ellipsis, or an index, which takes its axis away."""
+    """NumPy's indexing: ranges, new axes, an ellipsis, single indices, which take their axis away."""
     data = op.inputs[0]
     begins, ends, strides = (ctx.array(i) for i in op.inputs[1:4])
     if strides is None:

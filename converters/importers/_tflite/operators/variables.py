@@ -42,7 +42,7 @@ def _read(ctx: Context, op: Operator) -> None:
 def _assign(ctx: Context, op: Operator) -> None:
     name, source = _variable(ctx, op), op.inputs[1]
     ctx.state.values[name] = ctx.stored(source)
-    ctx.state.initial[name] = ctx.array(source)
+    ctx.state.assigned[name] = ctx.array(source)
 
 
 @converter("CALL_ONCE")
@@ -50,5 +50,4 @@ def _call_once(ctx: Context, op: Operator) -> None:
     """What runs before the first run: it gives the variables their initial content."""
     before = State()
     ctx.call(int(op.options.get("initSubgraphIndex", 0)), [], Builder(ctx.build), before)
-    for name, array in before.initial.items():
-        ctx.state.initial.setdefault(name, array)
+    ctx.state.initial.update(before.assigned)

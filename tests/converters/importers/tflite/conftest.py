@@ -57,7 +57,12 @@ def agrees(imported):
     """Check a single-operator model: LiteRT and its import compute the same from the same arrays."""
 
     def check(
-        graph: Graph, expected: list[str] | None = None, *, rtol: float = 1e-5, atol: float = 1e-6, steps: int = 1
+        graph: Graph,
+        expected: list[str] | None = None,
+        *,
+        rtol: float = 1e-5,
+        atol: float = 1e-6,
+        steps: int = 1,
     ) -> Imported:
         made = imported(graph)
         arrays = [graph.tensors[i].array for i in graph.given()]

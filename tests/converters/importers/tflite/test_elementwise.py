@@ -133,7 +133,7 @@ def test_bits(agrees):
 
 
 def test_a_shift_of_signed_integers_is_refused(imported):
-    with pytest.raises(UnsupportedError, match="RIGHT_SHIFT.*signed"):
+    with pytest.raises(UnsupportedError, match=r"RIGHT_SHIFT.*signed"):
         imported(binary("RIGHT_SHIFT", np.array([5], np.int32), np.array([3], np.int32)))
 
 
@@ -150,7 +150,12 @@ def test_select(op, agrees, draw):
 
 
 def test_select_of_rows(agrees, draw):
-    tensors = [Tensor(np.array([True, False])), Tensor(draw(2, 2)), Tensor(draw(2, 2, seed=1)), Tensor(draw(2, 2))]
+    tensors = [
+        Tensor(np.array([True, False])),
+        Tensor(draw(2, 2)),
+        Tensor(draw(2, 2, seed=1)),
+        Tensor(draw(2, 2)),
+    ]
     agrees(Graph(tensors, [Op("SELECT", [0, 1, 2], [3])]), ["Unsqueeze", "Where"])
 
 

@@ -31,7 +31,9 @@ def test_reshape_by_option(agrees, draw):
 
 def test_reshape_of_nothing(agrees):
     """A 0 is a size, where ONNX would take it for a copy."""
-    agrees(moved("RESHAPE", np.zeros((3, 0), np.float32), ints(0, 5), kind="Reshape", out=(0, 5)), ["Reshape"])
+    agrees(
+        moved("RESHAPE", np.zeros((3, 0), np.float32), ints(0, 5), kind="Reshape", out=(0, 5)), ["Reshape"]
+    )
 
 
 def test_reshape_to_a_computed_shape(agrees, draw):
@@ -61,7 +63,9 @@ def test_transpose(agrees, draw):
 
 @pytest.mark.parametrize("axes", [[], [1], [-1, 1]])
 def test_squeeze(axes, agrees, draw):
-    agrees(moved("SQUEEZE", draw(3, 1, 2, 1), kind="Squeeze", squeezeDims=np.array(axes, np.int32)), ["Squeeze"])
+    agrees(
+        moved("SQUEEZE", draw(3, 1, 2, 1), kind="Squeeze", squeezeDims=np.array(axes, np.int32)), ["Squeeze"]
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 2, -1])
@@ -119,7 +123,8 @@ def test_mirror_pad(mode, agrees, draw):
 
 def test_tile_and_broadcast(agrees, draw):
     agrees(moved("TILE", draw(2, 3), ints(2, 3)), ["Tile"])
-    agrees(moved("BROADCAST_TO", draw(2, 1, 3), ints(4, 2, 5, 3)), ["Expand"])
+    tensors = [Tensor(draw(2, 1, 3)), ints(4, 2, 5, 3), Tensor(draw(4, 2, 5, 3))]
+    agrees(Graph(tensors, [Op("BROADCAST_TO", [0, 1], [2], version=2)]), ["Expand"])
 
 
 def test_reverse(agrees, draw):
@@ -129,9 +134,11 @@ def test_reverse(agrees, draw):
     agrees(graph)
 
 
-@pytest.mark.parametrize(("begin", "size"), [((0, 1, 0), (2, 2, 3)), ((1, 0, 2), (-1, -1, -1))])
-def test_slice(begin, size, agrees, draw):
-    agrees(moved("SLICE", draw(2, 3, 4), ints(*begin), ints(*size)), ["Slice"])
+@pytest.mark.parametrize(
+    ("begin", "size", "out"), [((0, 1, 0), (2, 2, 3), (2, 2, 3)), ((1, 0, 2), (-1, -1, -1), (1, 3, 2))]
+)
+def test_slice(begin, size, out, agrees, draw):
+    agrees(moved("SLICE", draw(2, 3, 4), ints(*begin), ints(*size), out=out), ["Slice"])
 
 
 def test_slice_by_fed_bounds(agrees, draw):
@@ -169,8 +176,7 @@ def test_strided_slice_by_fed_bounds(masks, agrees, draw):
 @pytest.mark.parametrize("axis", [1, -1])
 def test_concatenation(axis, agrees, draw):
     tensors = [Tensor(draw(2, 3, 3)), Tensor(draw(2, 3, 3, seed=1)), Tensor(draw(2, 6, 3))]
-    options = {"axis": axis, "fusedActivationFunction": 1}
-    agrees(Graph(tensors, [Op("CONCATENATION", [0, 1], [2], "Concatenation", options)]), ["Concat", "Relu"])
+    agrees(Graph(tensors, [Op("CONCATENATION", [0, 1], [2], "Concatenation", {"axis": axis})]), ["Concat"])
 
 
 def test_uint8_concatenation_of_two_scales(agrees):
@@ -182,7 +188,9 @@ def test_uint8_concatenation_of_two_scales(agrees):
 def test_int8_concatenation_of_one_scale_moves_integers(agrees):
     array = np.arange(-50, 50, dtype=np.int8)
     tensors = [quantized(array, 0.1, 3) for _ in range(3)]
-    agrees(Graph(tensors, [Op("CONCATENATION", [0, 1], [2], "Concatenation", {"axis": 0})]), ["Concat"], steps=0)
+    agrees(
+        Graph(tensors, [Op("CONCATENATION", [0, 1], [2], "Concatenation", {"axis": 0})]), ["Concat"], steps=0
+    )
 
 
 def test_split(agrees, draw):
@@ -219,7 +227,7 @@ def test_gather_by_rows(agrees, draw):
 
 def test_gather_of_far_batch_axes_is_refused(imported, draw):
     places = constant(np.array([[2, 0], [1, 1]], np.int32))
-    with pytest.raises(UnsupportedError, match="GATHER.*axis 2 with 1 batch"):
+    with pytest.raises(UnsupportedError, match=r"GATHER.*axis 2 with 1 batch"):
         imported(moved("GATHER", draw(2, 4, 5), places, kind="Gather", axis=2, batchDims=1))
 
 
@@ -240,19 +248,34 @@ def test_embedding_lookup(agrees, draw):
 
 @pytest.mark.parametrize("begin", [(1, 1), (5, -3)])
 def test_dynamic_update_slice(begin, agrees, draw):
-    tensors = [Tensor(draw(4, 5)), Tensor(draw(2, 2, seed=1)), Tensor(np.array(begin, np.int32)), Tensor(draw(4, 5))]
+    tensors = [
+        Tensor(draw(4, 5)),
+        Tensor(draw(2, 2, seed=1)),
+        Tensor(np.array(begin, np.int32)),
+        Tensor(draw(4, 5)),
+    ]
     agrees(Graph(tensors, [Op("DYNAMIC_UPDATE_SLICE", [0, 1, 2], [3])]))
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_one_hot(axis, agrees):
     values = (constant(np.float32(2.5)), constant(np.float32(-1)))
-    tensors = [Tensor(np.array([2, 0, -1, 7], np.int32)), constant(np.int32(4)), *values, Tensor(np.zeros((4, 4), np.float32))]
+    tensors = [
+        Tensor(np.array([2, 0, -1, 7], np.int32)),
+        constant(np.int32(4)),
+        *values,
+        Tensor(np.zeros((4, 4), np.float32)),
+    ]
     agrees(Graph(tensors, [Op("ONE_HOT", [0, 1, 2, 3], [4], "OneHot", {"axis": axis})]))
 
 
 def test_topk(agrees, draw):
-    tensors = [Tensor(draw(3, 8)), constant(np.int32(3)), Tensor(draw(3, 3)), Tensor(np.zeros((3, 3), np.int32))]
+    tensors = [
+        Tensor(draw(3, 8)),
+        constant(np.int32(3)),
+        Tensor(draw(3, 3)),
+        Tensor(np.zeros((3, 3), np.int32)),
+    ]
     agrees(Graph(tensors, [Op("TOPK_V2", [0, 1], [2, 3])]))
 
 
@@ -262,7 +285,11 @@ def test_where(agrees):
 
 
 def test_fill_and_range(agrees):
-    tensors = [Tensor(np.array([2, 3], np.int32)), constant(np.float32(1.5)), Tensor(np.zeros((2, 3), np.float32))]
+    tensors = [
+        Tensor(np.array([2, 3], np.int32)),
+        constant(np.float32(1.5)),
+        Tensor(np.zeros((2, 3), np.float32)),
+    ]
     agrees(Graph(tensors, [Op("FILL", [0, 1], [2])]))
     bounds = [Tensor(np.array(n, np.int32)) for n in (1, 9, 3)]
     agrees(Graph([*bounds, Tensor(np.zeros(3, np.int32))], [Op("RANGE", [0, 1, 2], [3])]))
@@ -319,4 +346,6 @@ def test_l2_normalization(agrees, draw):
 
 def test_local_response_normalization(agrees, draw):
     options = {"radius": 2, "alpha": 0.3, "beta": 0.7, "bias": 1.5}
-    agrees(moved("LOCAL_RESPONSE_NORMALIZATION", draw(1, 2, 2, 8), kind="LocalResponseNormalization", **options))
+    agrees(
+        moved("LOCAL_RESPONSE_NORMALIZATION", draw(1, 2, 2, 8), kind="LocalResponseNormalization", **options)
+    )
