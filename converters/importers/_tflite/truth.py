@@ -79,8 +79,8 @@ def _named(converted: Converted) -> Named | None:
         return None
     if converted.variables:
         raise UnsupportedError(
-            f"signature '{signature.key}' has variables and is not the first subgraph, where LiteRT cannot be "
-            "compared; --no-verify imports it all the same"
+            f"signature '{signature.key}' has variables and is not the first subgraph, where LiteRT cannot "
+            "be compared with; --no-verify imports it all the same"
         )
     inputs = [signature.inputs.get(index, "") for index in graph.inputs]
     return Named(signature.key, inputs, [signature.outputs.get(index, "") for index in graph.outputs])
