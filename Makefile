@@ -9,7 +9,7 @@ help:  ## list the chores
 
 venv:  ## make .venv with graphopt (editable) and all the tests need
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -c constraints.txt -e '.[test,keras,keras2,torch,tflite]'
 
 tests:  ## run the tests
 	$(BIN)/python -m pytest

@@ -193,8 +193,8 @@ def importer_for(source: str) -> Importer:
         raise InputError(f"'{source}': no importer reads {_kind(path)}; {_known(_importers)}")
     if holds and named not in holds:
         raise InputError(
-            f"'{source}': this is a {holds[0].format} file by its content, and a {named.format} file by its "
-            f"name; rename it to *{holds[0].suffixes[0]}"
+            f"'{source}': its content is {holds[0].format}, its name says {named.format}; "
+            f"rename it to *{holds[0].suffixes[0]}"
         )
     return named
 

@@ -16,7 +16,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -54,6 +54,7 @@ class ImportReport:
         samples: How many samples were compared with the framework's own outputs; 0 if not verified.
         max_rel: Largest difference to these, relative to the largest element of the output.
         notes: What the user should know.
+        references: The inputs, and what the framework made of them; None if not verified.
     """
 
     source: str
@@ -66,10 +67,13 @@ class ImportReport:
     samples: int
     max_rel: float
     notes: list[str] = field(default_factory=list)
+    references: References | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data, without the arrays."""
+        data = asdict(replace(self, references=None))
+        del data["references"]
+        return data
 
     def lines(self) -> list[str]:
         """The import in words, a line each."""
@@ -193,6 +197,7 @@ def _finish(
         len(made.feeds) if made else 0,
         max_rel,
         notes,
+        made,
     )
     return model, report
 

@@ -6,7 +6,7 @@ They are made in the child that ran the framework, and travel to the parent in o
 from __future__ import annotations
 
 import json
-import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +134,7 @@ def load(source: Path) -> References:
         InputError: The file is not such a file.
     """
     try:
-        with warnings.catch_warnings(), np.load(source, allow_pickle=False) as file:
+        with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             described = json.loads(file["described"].tobytes())
             read: Mapping[str, list[Arrays]] = {
                 kind: [
@@ -143,6 +143,6 @@ def load(source: Path) -> References:
                 ]
                 for kind in ("feeds", "outputs")
             }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"'{source}': no references in it: {first_line(error)}") from error
     return References(read["feeds"], read["outputs"], described["notes"])

@@ -7,9 +7,6 @@ memory goes back when it is done. Its result gets back what such tools drop.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from graphopt.passes.interop._restore import (
     restore_value,
     values_of,
 )
+from graphopt.runtime import child
 from graphopt.runtime.evaluate import first_line
 
 __all__ = ["is_same", "load_result", "run_tool", "take_over"]
@@ -39,23 +37,13 @@ def run_tool(
     Raises:
         UnsupportedError: It fails, or does not end in time; one line says why.
     """
-    command = [sys.executable, "-m", module, str(source), str(target), json.dumps(arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-            text=True,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnsupportedError(f"{tool} did not end within {timeout} s (option timeout)") from error
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UnsupportedError(f"{tool} failed: {first_line(RuntimeError(lines[-1]))}")
+    ended = child.run_module(
+        module, [str(source), str(target), json.dumps(arguments)], child.Limits(seconds=timeout)
+    )
+    if ended.timed_out:
+        raise UnsupportedError(f"{tool} did not end within {timeout} s (option timeout)")
+    if ended.code:
+        raise UnsupportedError(f"{tool} failed: {first_line(RuntimeError(ended.reason()))}")
 
 
 def load_result(tool: str, target: Path, old: ir.Model) -> ir.Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +11,7 @@ import pytest
 from graphopt import io, limits
 from graphopt.errors import MissingExtraError, UnsupportedError
 from graphopt.passes.interop.onnxsim import Onnxsim
+from graphopt.runtime import child
 
 installed = pytest.mark.skipif(importlib.util.find_spec("onnxsim") is None, reason="needs the extra onnxsim")
 X = np.array([[1.0, -2.0, 3.0]], np.float32)
@@ -78,33 +78,28 @@ def test_models_over_the_protobuf_limit(parse, monkeypatch):
 
 
 def test_a_hang_ends(parse, monkeypatch):
-    def hang(command, *, timeout, **_):
-        raise subprocess.TimeoutExpired(command, timeout)
-
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(subprocess, "run", hang)
+    monkeypatch.setattr(child, "run_module", lambda *_: child.Ended(-9, "", timed_out=True))
     with pytest.raises(UnsupportedError, match=r"did not end within 5 s \(option timeout\)"):
         Onnxsim(timeout=5)(parse(TEXT))
 
 
 def test_a_crash_is_an_error(parse, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -11, "", "")
-    )
-    with pytest.raises(UnsupportedError, match="onnxsim failed: exit code -11"):
+    monkeypatch.setattr(child, "run_module", lambda *_: child.Ended(-11, ""))
+    with pytest.raises(UnsupportedError, match=r"onnxsim failed: crashed \(SIGSEGV\)"):
         Onnxsim()(parse(TEXT))
 
 
 def answering(monkeypatch, answer: ir.Model) -> None:
     """Let the child process answer with a given model."""
 
-    def run(command, **_):
-        io.save(answer, command[4], external_data=False)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def run(module, arguments, limits):
+        io.save(answer, arguments[1], external_data=False)
+        return child.Ended(0, "")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(child, "run_module", run)
 
 
 @pytest.mark.parametrize(

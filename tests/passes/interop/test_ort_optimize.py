@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,11 +9,11 @@ import pytest
 import graphopt
 from graphopt import builtin, io
 from graphopt.errors import InputError
-from graphopt.passes.interop import _ort_optimize_child as child
+from graphopt.passes.interop import _ort_optimize_child as optimizer
 from graphopt.passes.interop.ort_optimize import OrtOptimize
 from graphopt.pipeline import Pipeline
 from graphopt.recipe import Recipe, Step, Verify
-from graphopt.runtime import evaluate, latency
+from graphopt.runtime import child, evaluate, latency
 
 X = np.arange(-9, 9, dtype=np.float32).reshape(1, 2, 3, 3)
 
@@ -120,11 +118,11 @@ def test_a_slower_result_is_left(parse, measured):
 def test_more_nodes_must_be_faster(parse, measured, monkeypatch):
     answer = parse(TEXT.replace("y = Add(s, w)", "t = Identity(s) y = Add(t, w)"))
 
-    def run(command, **_):
-        io.save(answer, command[4], external_data=False)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def run(module, arguments, limits):
+        io.save(answer, arguments[1], external_data=False)
+        return child.Ended(0, "")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(child, "run_module", run)
     measured(1.0)
     assert OrtOptimize()(parse(TEXT)).summary.startswith(
         "the result has 6 nodes for 5, and takes 1.00x the time"
@@ -184,25 +182,21 @@ def test_what_onnxruntime_does_not_know_is_refused_by_name(parse, measured):
 
 
 def test_a_hang_and_a_crash_are_refusals(parse, measured, monkeypatch):
-    def hang(command, *, timeout, **_):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(subprocess, "run", hang)
+    monkeypatch.setattr(child, "run_module", lambda *_: child.Ended(-9, "", timed_out=True))
     assert "did not end within 5 s (option timeout)" in OrtOptimize(timeout=5)(parse(TEXT)).summary
-    crash = subprocess.CompletedProcess([], -11, "", "")
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: crash)
-    assert OrtOptimize()(parse(TEXT)).summary == "onnxruntime failed: exit code -11"
+    monkeypatch.setattr(child, "run_module", lambda *_: child.Ended(-11, ""))
+    assert OrtOptimize()(parse(TEXT)).summary == "onnxruntime failed: crashed (SIGSEGV)"
 
 
 def test_the_layout_of_one_cpu_is_refused(parse, measured, monkeypatch):
     text = TEXT.replace('["" : 17]', '["" : 17, "com.microsoft.nchwc" : 1]')
     answer = parse(text.replace("Conv(x, k)", "com.microsoft.nchwc.Conv(x, k)"))
 
-    def run(command, **_):
-        io.save(answer, command[4], external_data=False)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def run(module, arguments, limits):
+        io.save(answer, arguments[1], external_data=False)
+        return child.Ended(0, "")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(child, "run_module", run)
     assert "the layout of one CPU (com.microsoft.nchwc)" in OrtOptimize()(parse(TEXT)).summary
 
 
@@ -268,8 +262,6 @@ def test_optimize_for_onnxruntime_ends_with_it(parse, measured):
 
 def test_the_child_says_in_one_line_what_is_wrong(tmp_path, capsys):
     (tmp_path / "no.onnx").write_bytes(b"nothing")
-    assert (
-        child.main(str(tmp_path / "no.onnx"), str(tmp_path / "out.onnx"), '{"level": "basic", "opset": 17}')
-        == 1
-    )
+    arguments = str(tmp_path / "no.onnx"), str(tmp_path / "out.onnx"), '{"level": "basic", "opset": 17}'
+    assert optimizer.main(*arguments) == 1
     assert capsys.readouterr().err.count("\n") == 1
