@@ -13,10 +13,13 @@ from graphopt.converters.importers._tflite.model import Array
 from graphopt.errors import UnsupportedError
 from graphopt.limits import EXPANDED_NODES
 
-__all__ = ["OPSET", "Builder"]
+__all__ = ["OPSET", "OPSET_16_BITS", "Builder"]
 
-#: 20 has Gelu, 21 quantization to 16 bits.
-OPSET: Final = 21
+#: 20 has Gelu. At 21 and above onnxruntime 1.31 cannot load some models with integers of 8 bits (its optimizer
+#: copies the type of a QuantizeLinear that it has changed), so that is left to those that need it.
+OPSET: Final = 20
+#: The first with quantization to 16 bits.
+OPSET_16_BITS: Final = 21
 #: Control flow may call a subgraph many times over; no file holds as many operators.
 _LARGEST: Final = EXPANDED_NODES // 100
 

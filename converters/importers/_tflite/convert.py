@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analyses import shapes
-from graphopt.converters.importers._tflite.builder import OPSET, Builder
+from graphopt.converters.importers._tflite.builder import OPSET, OPSET_16_BITS, Builder
 from graphopt.converters.importers._tflite.context import Context, State, onnx_type
 from graphopt.converters.importers._tflite.model import Model, Operator, Signature, Subgraph, Tensor
 from graphopt.converters.importers._tflite.registry import check_supported
@@ -84,7 +84,7 @@ def convert(file: Model, signature: str | None = None) -> Converted:
         nodes=build.nodes,
         initializers=list(build.initializers.values()),
         name=subgraph.name or "main",
-        opset_imports={"": OPSET},
+        opset_imports={"": _opset(file)},
     )
     model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="graphopt")
     tensors = [ctx.tensor(index) for index in subgraph.outputs]
@@ -116,6 +116,11 @@ def _chosen(file: Model, key: str | None) -> tuple[Signature | None, Subgraph]:
     by_key = {s.key: s for s in file.signatures}
     default = by_key.get("serving_default") or next(iter(file.signatures), None)
     return default, file.subgraphs[default.subgraph if default else 0]
+
+
+def _opset(file: Model) -> int:
+    tensors = (tensor for graph in file.subgraphs for tensor in graph.tensors)
+    return OPSET_16_BITS if any(t.type == "INT16" and t.quantized for t in tensors) else OPSET
 
 
 def _reached(file: Model, start: int) -> list[int]:

@@ -19,7 +19,7 @@ from graphopt.converters.importers._tflite.rewrite import (
 )
 from graphopt.errors import UnsupportedError
 
-__all__ = ["Truth", "truth"]
+__all__ = ["Truth", "quantized_steps", "truth"]
 
 #: The rounding of float32 in a network of 300 layers (MediaPipe's pose landmarks) comes to this much of an
 #: output's RMS; LiteRT's own two libraries of kernels are 1.5 times as far from each other there.
@@ -53,7 +53,7 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     round twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
     """
     notes, content, rewritten = [], *_runnable(file, converted, content)
-    quantized = _steps(converted.subgraph, converted)
+    quantized = quantized_steps(converted)
     named = _named(converted)
     plain, fast = (
         LiteRT(content, converted.inputs, converted.outputs, delegate=delegate, signature=named)
@@ -104,8 +104,9 @@ def _runnable(file: Model, converted: Converted, content: bytes) -> tuple[bytes,
     return rewriter.content(), rewritten
 
 
-def _steps(graph: Subgraph, converted: Converted) -> dict[str, float]:
+def quantized_steps(converted: Converted) -> dict[str, float]:
     """The size of one step of each output that is made of quantized numbers."""
+    graph = converted.subgraph
     makers = {index: op for op in graph.operators for index in op.outputs}
     steps = {}
     for index, name in zip(graph.outputs, converted.outputs, strict=False):

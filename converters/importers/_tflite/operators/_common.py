@@ -18,10 +18,12 @@ __all__ = [
     "channels_last",
     "clip",
     "finish",
+    "finish_first",
     "finish_stored",
     "normal_axis",
     "output_name",
     "padding",
+    "real_first",
     "to_int64",
 ]
 
@@ -83,6 +85,25 @@ def channels_first(ctx: Context, value: ir.Value, rank: int = 4, name: str = "")
 def channels_last(ctx: Context, value: ir.Value, rank: int = 4, name: str = "") -> ir.Value:
     """NCHW to NHWC."""
     return ctx.build.op("Transpose", value, name=name, perm=_order(rank, last=True))
+
+
+def real_first(ctx: Context, index: int) -> ir.Value:
+    """Real numbers in NCHW; quantized ones are transposed as they are stored.
+
+    A DequantizeLinear stands right before the operator so: runtimes look for it there.
+    """
+    tensor = ctx.tensor(index)
+    value = channels_first(ctx, ctx.stored(index), tensor.rank)
+    return ctx.dequantize(value, tensor) if tensor.quantized else value
+
+
+def finish_first(ctx: Context, op: Operator, value: ir.Value) -> None:
+    """Real numbers in NCHW become the output, after the activation function inside and QuantizeLinear."""
+    tensor = ctx.tensor(op.outputs[0])
+    value = activated(ctx, op, value)
+    if tensor.quantized:
+        value = ctx.quantize(value, tensor)
+    ctx.set(op.outputs[0], channels_last(ctx, value, tensor.rank, tensor.name))
 
 
 def padding(

@@ -9,11 +9,10 @@ from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
     SAME,
-    channels_first,
-    channels_last,
-    finish,
+    finish_first,
     output_name,
     padding,
+    real_first,
 )
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
@@ -48,12 +47,12 @@ def _convolve(ctx: Context, op: Operator, order: Sequence[int], axes: str, group
     }
     name = output_name(ctx, op)
     inputs = [
-        channels_first(ctx, ctx.real(data), rank),
+        real_first(ctx, data),
         ctx.weight(weight, lambda array: array.transpose(order), _channel_axis(ctx, weight, order)),
         ctx.bias(op.input(2)),
     ]
     (made,) = ctx.build.nodes_of("Conv", inputs, attributes, 1, name)
-    finish(ctx, op, channels_last(ctx, made, rank, name))
+    finish_first(ctx, op, made)
 
 
 def _channel_axis(ctx: Context, weight: int, order: Sequence[int]) -> int | None:
@@ -119,13 +118,13 @@ def _convolve_transposed(ctx: Context, op: Operator, order: Sequence[int], axes:
     kind = op.options.get("padding", SAME)
     attributes = transposed_attributes(ctx, op, data, shape[2:], strides, sizes, kind)
     inputs = [
-        channels_first(ctx, ctx.real(data), len(shape)),
+        real_first(ctx, data),
         ctx.weight(weight, lambda array: array.transpose(order), _channel_axis(ctx, weight, order)),
         ctx.bias(op.input(3)),
     ]
     name = output_name(ctx, op)
     (made,) = ctx.build.nodes_of("ConvTranspose", inputs, attributes, 1, name)
-    finish(ctx, op, channels_last(ctx, made, len(shape), name))
+    finish_first(ctx, op, made)
 
 
 @converter("TRANSPOSE_CONV")

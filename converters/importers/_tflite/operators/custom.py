@@ -7,9 +7,9 @@ import struct
 from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
-    channels_first,
-    channels_last,
+    finish_first,
     output_name,
+    real_first,
 )
 from graphopt.converters.importers._tflite.operators.convolution import transposed_attributes
 from graphopt.converters.importers._tflite.registry import converter
@@ -44,10 +44,10 @@ def _transpose_bias(ctx: Context, op: Operator) -> None:
     sizes = ctx.tensor(op.outputs[0]).shape[1:3]
     attributes = transposed_attributes(ctx, op, data, kernel, strides, sizes, options["padding"])
     inputs = [
-        channels_first(ctx, ctx.real(data)),
+        real_first(ctx, data),
         ctx.weight(weight, lambda array: array.transpose(order), None),
         ctx.bias(op.input(2)),
     ]
     name = output_name(ctx, op)
     (made,) = ctx.build.nodes_of("ConvTranspose", inputs, attributes, 1, name)
-    ctx.set_real(op.outputs[0], channels_last(ctx, made, 4, name))
+    finish_first(ctx, op, made)

@@ -9,9 +9,10 @@ from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
     channels_first,
     channels_last,
-    finish,
+    finish_first,
     finish_stored,
     output_name,
+    real_first,
     to_int64,
 )
 from graphopt.converters.importers._tflite.registry import converter
@@ -24,13 +25,12 @@ def _coordinates(op: Operator) -> str:
 
 
 def _resized(ctx: Context, op: Operator, value: ir.Value, **attributes: object) -> ir.Value:
-    """Resize of NHWC data: batch and channels keep their sizes."""
+    """Resize of values in NCHW: batch and channels keep their sizes."""
     name = output_name(ctx, op)
-    first = channels_first(ctx, value)
     wanted = to_int64(ctx, op.inputs[1])
-    made = ctx.build.op(
+    return ctx.build.op(
         "Resize",
-        first,
+        value,
         None,
         None,
         wanted,
@@ -39,12 +39,11 @@ def _resized(ctx: Context, op: Operator, value: ir.Value, **attributes: object) 
         coordinate_transformation_mode=_coordinates(op),
         **attributes,
     )
-    return channels_last(ctx, made, 4, name)
 
 
 @converter("RESIZE_BILINEAR")
 def _bilinear(ctx: Context, op: Operator) -> None:
-    finish(ctx, op, _resized(ctx, op, ctx.real(op.inputs[0]), mode="linear"))
+    finish_first(ctx, op, _resized(ctx, op, real_first(ctx, op.inputs[0]), mode="linear"))
 
 
 @converter("RESIZE_NEAREST_NEIGHBOR")
@@ -55,5 +54,6 @@ def _nearest(ctx: Context, op: Operator) -> None:
     if coordinates == "half_pixel":
         # TFLite takes floor((i + 0.5) * scale), ONNX subtracts another half: rounding makes up for it.
         rounding = "round_prefer_ceil"
-    value = _resized(ctx, op, ctx.stored(op.inputs[0]), mode="nearest", nearest_mode=rounding)
-    finish_stored(ctx, op, value, op.inputs[0])
+    first = channels_first(ctx, ctx.stored(op.inputs[0]))
+    made = _resized(ctx, op, first, mode="nearest", nearest_mode=rounding)
+    finish_stored(ctx, op, channels_last(ctx, made, 4, output_name(ctx, op)), op.inputs[0])
