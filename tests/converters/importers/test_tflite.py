@@ -104,7 +104,7 @@ def test_a_signature_is_chosen(file):
 def test_the_format_is_known_by_its_content(file):
     content = write(perceptron())
     assert conversion.importer_for(file(content, "model")).format == "TFLite"
-    with pytest.raises(InputError, match=r"this is a TFLite file by its content.*rename it to \*\.tflite"):
+    with pytest.raises(InputError, match=r"content is TFLite.*rename it to \*\.tflite"):
         conversion.importer_for(file(content, "model.onnx"))
     with pytest.raises(InputError, match="no TFLite file, bytes 4 to 8 are not 'TFL3'"):
         graphopt.importing.import_source(file(b"something else", "other.tflite"))

@@ -97,13 +97,13 @@ def real_first(ctx: Context, index: int) -> ir.Value:
     return ctx.dequantize(value, tensor) if tensor.quantized else value
 
 
-def finish_first(ctx: Context, op: Operator, value: ir.Value) -> None:
+def finish_first(ctx: Context, op: Operator, value: ir.Value, rank: int = 4) -> None:
     """Real numbers in NCHW become the output, after the activation function inside and QuantizeLinear."""
     tensor = ctx.tensor(op.outputs[0])
     value = activated(ctx, op, value)
     if tensor.quantized:
         value = ctx.quantize(value, tensor)
-    ctx.set(op.outputs[0], channels_last(ctx, value, tensor.rank, tensor.name))
+    ctx.set(op.outputs[0], channels_last(ctx, value, rank, tensor.name))
 
 
 def padding(

@@ -52,7 +52,7 @@ def _convolve(ctx: Context, op: Operator, order: Sequence[int], axes: str, group
         ctx.bias(op.input(2)),
     ]
     (made,) = ctx.build.nodes_of("Conv", inputs, attributes, 1, name)
-    finish_first(ctx, op, made)
+    finish_first(ctx, op, made, rank)
 
 
 def _channel_axis(ctx: Context, weight: int, order: Sequence[int]) -> int | None:
@@ -124,7 +124,7 @@ def _convolve_transposed(ctx: Context, op: Operator, order: Sequence[int], axes:
     ]
     name = output_name(ctx, op)
     (made,) = ctx.build.nodes_of("ConvTranspose", inputs, attributes, 1, name)
-    finish_first(ctx, op, made)
+    finish_first(ctx, op, made, len(shape))
 
 
 @converter("TRANSPOSE_CONV")
