@@ -14,7 +14,7 @@ from graphopt.errors import UnsupportedError
 if TYPE_CHECKING:
     from graphopt.converters.importers._tflite.context import Context
 
-__all__ = ["check_supported", "converter", "converter_of", "names"]
+__all__ = ["check_supported", "converter", "converter_of", "families", "names"]
 
 Converter = Callable[["Context", Operator], None]
 F = TypeVar("F", bound=Callable[..., None])
@@ -46,6 +46,16 @@ def names() -> list[str]:
     """Every operator that is converted, custom ones as ``CUSTOM:name``."""
     _load()
     return sorted(_converters)
+
+
+def families() -> dict[str, list[str]]:
+    """The operators of each family, by the first sentence of its module."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        module = importlib.import_module(_converters[name].__module__)
+        title = (module.__doc__ or "").partition("\n")[0].rstrip(".")
+        found.setdefault(title, []).append(name.removeprefix("CUSTOM:"))
+    return dict(sorted(found.items()))
 
 
 def converter_of(operator: Operator) -> Converter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from pathlib import Path
 
@@ -267,6 +268,17 @@ def test_a_damaged_file_through_the_child_is_one_line(file):
     with pytest.raises(UserError) as caught:
         graphopt.importing.import_source(file(content[: len(content) // 2]))
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_lists_the_operators():
+    docs = Path(__file__).parents[3] / "docs"
+    spec = importlib.util.spec_from_file_location("generate", docs / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    page = generate.TFLITE.read_text(encoding="utf-8")
+    assert page == generate.tflite_text(page), "run: python docs/generate.py"
 
 
 def test_what_is_converted_has_tests():
