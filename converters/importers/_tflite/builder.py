@@ -15,8 +15,8 @@ from graphopt.limits import EXPANDED_NODES
 
 __all__ = ["OPSET", "OPSET_16_BITS", "Builder"]
 
-#: 20 has Gelu. At 21 and above onnxruntime 1.31 cannot load some models with integers of 8 bits (its optimizer
-#: copies the type of a QuantizeLinear that it has changed), so that is left to those that need it.
+#: 20 has Gelu. At 21 and above onnxruntime 1.31 cannot load some models with integers of 8 bits (its
+#: optimizer copies the type of a QuantizeLinear that it has changed), so that is left to those that need it.
 OPSET: Final = 20
 #: The first with quantization to 16 bits.
 OPSET_16_BITS: Final = 21

@@ -34,8 +34,11 @@ _TYPES: Final = {
     "INT4": ir.DataType.INT8,
     "INT2": ir.DataType.INT8,
     "UINT4": ir.DataType.UINT8,
-    "COMPLEX64": ir.DataType.COMPLEX64,
 }
+
+
+#: Operators that may see complex numbers.
+_COMPLEX: Final = frozenset({"COMPLEX_ABS", "EXPAND_DIMS", "IMAG", "REAL", "RESHAPE", "SQUEEZE"})
 
 
 def onnx_type(tensor: Tensor, place: str = "") -> ir.DataType:
@@ -300,6 +303,7 @@ class Context:
                 if self.is_set(output):
                     raise InputError(f"a damaged TFLite file: {operator.place} makes a tensor a second time")
             try:
+                self._refuse_complex(operator)
                 converter_of(operator)(self, operator)
             except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
                 reason = first_line(error)
@@ -308,3 +312,8 @@ class Context:
                 if operator.place in str(error) or " (" in str(error):
                     raise
                 raise type(error)(f"{operator.place}: {error}") from error
+
+    def _refuse_complex(self, op: Operator) -> None:
+        """Complex numbers are pairs in ONNX, which only some operators may see."""
+        if op.name not in _COMPLEX and any(i >= 0 and self.tensor(i).type == "COMPLEX64" for i in op.inputs):
+            raise UnsupportedError(f"{op.place}: of complex numbers is not supported")

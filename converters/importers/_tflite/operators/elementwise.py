@@ -163,3 +163,16 @@ def _right_shift(ctx: Context, op: Operator) -> None:
         raise UnsupportedError(f"{op.place}: of signed integers, which ONNX cannot shift")
     first, second = ctx.stored(op.inputs[0]), ctx.stored(op.inputs[1])
     ctx.set(op.outputs[0], ctx.build.op("BitShift", first, second, direction="RIGHT"))
+
+
+@converter("ATAN2")
+def _atan2(ctx: Context, op: Operator) -> None:
+    """The angle of (x, y): Atan of y / x, turned by pi to the left of zero; on the axis a quarter turn."""
+    y, x = ctx.real(op.inputs[0]), ctx.real(op.inputs[1])
+    zero, pi = (ctx.build.constant(np.float32(number)) for number in (0, np.pi))
+    left, below = ctx.build.op("Less", x, zero), ctx.build.op("Less", y, zero)
+    half = ctx.build.op("Where", below, ctx.build.op("Neg", pi), pi)
+    turned = ctx.build.op("Where", left, half, zero)
+    angle = ctx.build.op("Add", ctx.build.op("Atan", ctx.build.op("Div", y, x)), turned)
+    origin = ctx.build.op("And", ctx.build.op("Equal", x, zero), ctx.build.op("Equal", y, zero))
+    finish(ctx, op, ctx.build.op("Where", origin, zero, angle, name=output_name(ctx, op)))

@@ -36,6 +36,8 @@ def _reshape(ctx: Context, op: Operator) -> None:
     sizes = [int(n) for n in np.asarray([] if listed is None else listed).reshape(-1)]
     if listed is None:
         sizes = list(ctx.dims(op.outputs[0]))
+    if ctx.tensor(op.inputs[0]).type == "COMPLEX64":
+        sizes.append(2)  # see signal.py
     zero = {"allowzero": 1} if 0 in sizes else {}
     made = ctx.build.op("Reshape", ctx.stored(op.inputs[0]), ctx.build.ints(sizes), name=name, **zero)
     _finish(ctx, op, made)

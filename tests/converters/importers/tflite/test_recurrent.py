@@ -1,0 +1,74 @@
+"""Recurrent layers against LiteRT."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tflite_models import Graph, Op, Tensor, constant
+
+from graphopt.errors import UnsupportedError
+
+UNITS, WIDTH = 4, 3
+TANH = 4
+
+
+def lstm(draw, *, time_major=False, coupled=False, peepholes=False, activation=TANH, **options) -> Graph:
+    tensors = [Tensor(draw(2, 5, WIDTH))]
+    inputs = [0]
+
+    def add(array: np.ndarray | None, **more) -> None:
+        inputs.append(-1 if array is None else len(tensors))
+        if array is not None:
+            tensors.append(Tensor(array, constant=not more, **more))
+
+    for gate in range(4):
+        add(None if coupled and not gate else draw(UNITS, WIDTH, seed=gate))
+    for gate in range(4):
+        add(None if coupled and not gate else draw(UNITS, UNITS, seed=10 + gate))
+    for gate in range(3):
+        add(draw(UNITS, seed=20 + gate) if peepholes and not (coupled and not gate) else None)
+    for gate in range(4):
+        add(None if coupled and not gate else draw(UNITS, seed=30 + gate))
+    add(None)
+    add(None)
+    batch = 5 if time_major else 2
+    for _ in range(2):
+        add(np.zeros((batch, UNITS), np.float32), variable=True)
+    tensors.append(Tensor(np.zeros((2, 5, UNITS), np.float32)))
+    given = {"fusedActivationFunction": activation, "timeMajor": time_major, **options}
+    kind = "UnidirectionalSequenceLSTM"
+    return Graph(tensors, [Op("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [len(tensors) - 1], kind, given)])
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("peepholes", [False, True])
+def test_lstm(time_major, coupled, peepholes, agrees, draw):
+    graph = lstm(draw, time_major=time_major, coupled=coupled, peepholes=peepholes)
+    made = agrees(graph, atol=1e-5)
+    assert "LSTM" in made.ops
+    assert any("here each run begins with zeros" in note for note in made.exported.notes)
+
+
+def test_what_the_lstm_cannot_say_is_refused(imported, draw):
+    with pytest.raises(UnsupportedError, match="clipping of the cell"):
+        imported(lstm(draw, cellClip=3.0))
+    with pytest.raises(UnsupportedError, match="activation function 3"):
+        imported(lstm(draw, activation=3))
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("activation", [TANH, 1])
+def test_rnn(time_major, activation, agrees, draw):
+    batch = 5 if time_major else 2
+    tensors = [
+        Tensor(draw(2, 5, WIDTH)),
+        constant(draw(UNITS, WIDTH)),
+        constant(draw(UNITS, UNITS) / 3),
+        constant(draw(UNITS)),
+        Tensor(np.zeros((batch, UNITS), np.float32), variable=True),
+        Tensor(draw(2, 5, UNITS)),
+    ]
+    options = {"timeMajor": time_major, "fusedActivationFunction": activation}
+    op = Op("UNIDIRECTIONAL_SEQUENCE_RNN", [0, 1, 2, 3, 4], [5], "SequenceRNN", options)
+    assert "RNN" in agrees(Graph(tensors, [op]), atol=1e-5).ops
