@@ -37,6 +37,8 @@ _TYPES: Final = {
 }
 
 
+#: What converters run into where an operator has other inputs, sizes or options than it must have.
+_MISFITS: Final = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError)
 #: Operators that may see complex numbers.
 _COMPLEX: Final = frozenset({"COMPLEX_ABS", "EXPAND_DIMS", "IMAG", "REAL", "RESHAPE", "SQUEEZE"})
 
@@ -305,7 +307,7 @@ class Context:
             try:
                 self._refuse_complex(operator)
                 converter_of(operator)(self, operator)
-            except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+            except _MISFITS as error:
                 reason = first_line(error)
                 raise InputError(f"{operator.place}: not as this operator must be: {reason}") from error
             except UserError as error:

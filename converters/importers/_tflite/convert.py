@@ -89,7 +89,8 @@ def convert(file: Model, signature: str | None = None) -> Converted:
     model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="graphopt")
     tensors = [ctx.tensor(index) for index in subgraph.outputs]
     _declare_outputs(model, [*tensors, *(state.tensors[name] for name in variables)])
-    notes += _state_notes(model, variables, state)
+    if variables:
+        notes += _state_notes(model, variables, state)
     if len(file.signatures) > 1 and signature is None:
         keys = ", ".join(f"'{s.key}'" for s in file.signatures)
         notes.append(f"the file has the signatures {keys}; --signature chooses another")
@@ -191,33 +192,30 @@ def _declare_outputs(model: ir.Model, tensors: Sequence[Tensor]) -> None:
 
 def _state_notes(model: ir.Model, variables: Sequence[str], state: State) -> list[str]:
     """Tell how the state goes round: to the user, and to programs in ``metadata_props``."""
-    described, notes = [], []
+    count = len(variables)
+    described: list[dict[str, object]] = []
+    starts: dict[str, list[str]] = {}
     for name, given, made in zip(
-        variables,
-        model.graph.inputs[len(model.graph.inputs) - len(variables) :],
-        model.graph.outputs[len(model.graph.outputs) - len(variables) :],
-        strict=True,
+        variables, model.graph.inputs[-count:], model.graph.outputs[-count:], strict=True
     ):
-        array, tensor = state.initial.get(name), state.tensors[name]
-        value = None if array is None else np.unique(array)
-        start = (
-            "is computed in the file"
-            if value is None
-            else (f"is {value[0]} everywhere" if value.size == 1 else "is given in the file")
-        )
-        zero = tensor.quantization.zero_point[0] if tensor.quantization is not None else 0
-        if value is not None and value.size == 1 and value[0] == zero and zero:
-            start += " (0.0)"
-        described.append(
-            {
-                "input": given.name,
-                "output": made.name,
-                "initial": None if value is None or value.size != 1 else value[0].item(),
-            }
-        )
-        notes.append(
-            f"variable '{name}' became input '{given.name}' and output '{made.name}'; at the start it {start}"
-        )
+        start, value = _start(state.initial.get(name), state.tensors[name])
+        described.append({"input": given.name, "output": made.name, "initial": value})
+        starts.setdefault(start, []).append(f"'{given.name}'")
     if described:
         model.metadata_props["graphopt.state"] = json.dumps(described)
-    return notes
+    return [
+        f"variables became inputs, and outputs with '_next' behind the name: {', '.join(names)}; before the "
+        f"first run {start}"
+        for start, names in starts.items()
+    ]
+
+
+def _start(array: np.ndarray | None, tensor: Tensor) -> tuple[str, float | int | bool | None]:
+    """What a variable holds at the start: in words, and the number where it is one everywhere."""
+    if array is None:
+        return "they hold what the file computes", None
+    values = np.unique(array)
+    if values.size != 1:
+        return "they hold what the file lists", None
+    zero = tensor.quantization is not None and values[0] == tensor.quantization.zero_point[0] != 0
+    return f"they hold {values[0]} everywhere{' (0.0)' if zero else ''}", values[0].item()

@@ -28,6 +28,7 @@ class LiteRT:
         outputs: Names of the outputs.
         delegate: Whether XNNPACK may take operators over; else the plain kernels run.
         signature: Of a subgraph that is not the first: its signature, by which alone LiteRT runs it.
+        keeps_state: Whether variables go on from one call to the next; else they start anew.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class LiteRT:
         *,
         delegate: bool,
         signature: Named | None = None,
+        keeps_state: bool = False,
     ) -> None:
-        self._signature = signature
+        self._signature, self._keeps_state = signature, keeps_state
         self._content, self._delegate = content, delegate
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._sizes: list[tuple[int, ...]] | None = None
@@ -56,7 +58,7 @@ class LiteRT:
         return self._made
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; variables of the file start anew."""
+        """Outputs by name."""
         if self._signature is not None:
             return self._run_signature(self._signature, feed)
         interpreter = self._interpreter
@@ -69,7 +71,8 @@ class LiteRT:
                     interpreter.resize_tensor_input(detail["index"], array.shape, strict=False)
             interpreter.allocate_tensors()
             self._sizes = sizes
-        interpreter.reset_all_variables()
+        if not self._keeps_state:
+            interpreter.reset_all_variables()
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()

@@ -17,6 +17,7 @@ from graphopt.converters.importers._tflite.rewrite import (
     has_dynamic_range,
     has_variables,
 )
+from graphopt.converters.importers._tflite.states import check_states
 from graphopt.errors import UnsupportedError
 
 __all__ = ["Truth", "quantized_steps", "truth"]
@@ -52,13 +53,15 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     it is not told otherwise: it rescales in floating point as QuantizeLinear does, where the plain kernels
     round twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
     """
-    notes, content, rewritten = [], *_runnable(file, converted, content)
+    notes, original, (content, rewritten) = [], content, _runnable(file, converted, content)
     quantized = quantized_steps(converted)
     named = _named(converted)
     plain, fast = (
         LiteRT(content, converted.inputs, converted.outputs, delegate=delegate, signature=named)
         for delegate in (False, True)
     )
+    if converted.variables:
+        check_states(original, plain, converted)
     if rewritten:
         notes.append(f"compared with LiteRT's kernels on a rewritten file: {', '.join(rewritten)}")
     if quantized:

@@ -20,8 +20,8 @@ from graphopt.runtime import evaluate
 class Imported:
     """A small model, imported."""
 
-    def __init__(self, exported: Exported) -> None:
-        self.exported = exported
+    def __init__(self, exported: Exported, source: Path) -> None:
+        self.exported, self.source = exported, source
         self.model: ir.Model = io.load(exported.model)
 
     @property
@@ -47,7 +47,7 @@ def imported(tmp_path: Path):
         content = graphs[0] if isinstance(graphs[0], bytes) else write(*graphs)  # type: ignore[arg-type]
         source = tmp_path / "model.tflite"
         source.write_bytes(content)
-        return Imported(export(str(source), ImportOptions(**options), tmp_path))
+        return Imported(export(str(source), ImportOptions(**options), tmp_path), source)
 
     return run
 

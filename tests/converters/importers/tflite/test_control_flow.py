@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,9 @@ from ai_edge_litert.interpreter import Interpreter
 from flatbuffers import flexbuffers
 from tflite_models import Graph, Op, Tensor, constant, write
 
-from graphopt.converters.importers._tflite.operators.custom import transpose_bias_options
+from graphopt.converters.importers._tflite.convert import convert
+from graphopt.converters.importers._tflite.reader import read
+from graphopt.converters.importers._tflite.states import check_states
 from graphopt.errors import InputError, UnsupportedError
 from graphopt.runtime import evaluate
 
@@ -168,6 +171,17 @@ def test_the_state_goes_round_as_in_the_file(start, imported, draw):
         state = got["total_next"]
 
 
+def test_a_state_that_goes_another_way_is_refused(imported, draw):
+    """An initial value that the import took wrongly shows in the first steps."""
+    made = imported(*accumulator(draw))
+    converted = convert(read(made.source))
+    wrong = dataclasses.replace(converted, initial={"total": np.ones(3, np.float32)})
+    opened = made.exported.run
+    check_states(made.source.read_bytes(), opened, converted)
+    with pytest.raises(UnsupportedError, match="'t3' is another one in step 0"):
+        check_states(made.source.read_bytes(), opened, wrong)
+
+
 def test_a_variable_that_is_assigned_in_a_branch_is_refused(imported, draw):
     main, before = accumulator(draw)
     handle, named = main.tensors[0], {"sharedName": b"total", "container": b""}
@@ -208,4 +222,3 @@ def test_its_options_must_be_there(options, imported, draw):
 def test_an_unknown_custom_operator_is_refused(imported, draw):
     with pytest.raises(UnsupportedError, match=r"custom operator Frobnicate \(first: operator 0"):
         imported(transposition(draw, b"", "Frobnicate"))
-    assert transpose_bias_options.__doc__

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tflite_models import Graph, Op, Tensor, constant
 
-from graphopt.errors import UnsupportedError
+from graphopt.errors import InputError, UnsupportedError
 
 SAME, VALID = 0, 1
 RELU, RELU_N1, RELU6, TANH, SIGN_BIT = 1, 2, 3, 4, 5
@@ -55,6 +55,11 @@ def test_the_activation_function_inside(act, op, agrees, draw):
 def test_an_activation_function_that_litert_leaves_out_is_refused(act, imported, draw):
     with pytest.raises(UnsupportedError, match=rf"operator 0 \(CONV_2D\) at 't3': activation function {act}"):
         imported(conv(draw, act=act))
+
+
+def test_a_stride_of_nothing_is_refused(imported, draw):
+    with pytest.raises(InputError, match=r"operator 0 \(CONV_2D\) at 't3': not as this operator must be"):
+        imported(conv(draw, stride=(0, 1)))
 
 
 def test_groups(agrees, draw):
