@@ -215,6 +215,8 @@ class Context:
             return None
         tensor = self.tensor(index)
         if tensor.type in ("INT32", "INT64") and tensor.quantization is not None:
+            if tensor.quantization.zero_point.any():
+                raise ValueError(f"its bias '{tensor.name}' has a zero point")
             stored, array = self.stored(index), self.array(index)
             if tensor.type == "INT64":  # of int16 operators; ONNX has no DequantizeLinear of int64
                 real = self.build.cast(stored, ir.DataType.FLOAT) if array is None else None

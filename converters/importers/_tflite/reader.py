@@ -41,6 +41,15 @@ __all__ = ["read"]
 _VERSION: Final = 3
 #: Tensors, operators and their inputs in a file: a vector may be listed many times over.
 _LARGEST: Final = 1_000_000
+#: Zero points are among the numbers of the type; biases have none.
+_ZERO_POINTS: Final = {
+    "INT8": (-128, 127),
+    "UINT8": (0, 255),
+    "INT16": (-32768, 32767),
+    "INT4": (-8, 7),
+    "UINT4": (0, 15),
+    "INT2": (-2, 1),
+}
 #: What the flatbuffers library raises where an offset or a length is wrong.
 _DAMAGE: Final = (
     struct.error,
@@ -171,7 +180,7 @@ class _Reader:
         if len(signature) != len(shape) or any(size < -1 for size in signature):
             signature = shape
         kind = TENSOR_TYPES.get(tensor.Type(), f"type {tensor.Type()}")
-        quantization = _quantization(tensor.Quantization(), shape, where)
+        quantization = _quantization(tensor.Quantization(), shape, kind, where)
         decode = self.constant(tensor, shape, kind, where)
         variable = bool(tensor.IsVariable())
         return Tensor(index, name, shape, signature, kind, quantization, variable, decode)
@@ -256,7 +265,7 @@ def _options(op: Any) -> dict[str, Any]:
     return {}
 
 
-def _quantization(parameters: Any, shape: tuple[int, ...], where: str) -> Quantization | None:
+def _quantization(parameters: Any, shape: tuple[int, ...], kind: str, where: str) -> Quantization | None:
     if parameters is None or not parameters.ScaleLength():
         return None
     if parameters.DetailsType():
@@ -274,6 +283,9 @@ def _quantization(parameters: Any, shape: tuple[int, ...], where: str) -> Quanti
         raise InputError(
             f"a damaged TFLite file: {where} of shape {list(shape)} has {scale.size} scales on axis {axis}"
         )
+    low, high = _ZERO_POINTS.get(kind, (-(1 << 62), 1 << 62))
+    if (zero_point < low).any() or (zero_point > high).any():
+        raise InputError(f"a damaged TFLite file: {where} has a zero point that no {kind} can be")
     if not np.isfinite(scale).all() or (scale < 0).any():
         raise InputError(f"a damaged TFLite file: {where} has a scale that is no positive number")
     return Quantization(scale, zero_point, axis) if scale.any() else None

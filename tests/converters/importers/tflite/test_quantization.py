@@ -227,6 +227,17 @@ def test_scales_that_do_not_fit(imported, draw):
         imported(fully_connected(Tensor(draw(3, 5)), weight, Tensor(draw(3, 4))))
 
 
+def test_zero_points_that_cannot_be(imported, draw):
+    numbers = np.zeros((4, 5), np.int8)
+    with pytest.raises(InputError, match="'t0' has a zero point that no INT8 can be"):
+        imported(
+            fully_connected(quantized(numbers, 0.1, 200), constant(numbers, scale=[1]), Tensor(draw(4, 4)))
+        )
+    weight, bias = constant(numbers, scale=[1.0]), constant(np.zeros(4, np.int32), scale=[0.1], zero=[3])
+    with pytest.raises(InputError, match="its bias 't3' has a zero point"):
+        imported(fully_connected(quantized(numbers, 0.1), weight, quantized(numbers[:, :4], 1.0), bias))
+
+
 def test_shuffled_weights_are_refused(imported, draw):
     graph = fully_connected(Tensor(draw(3, 5)), constant(draw(4, 5)), Tensor(draw(3, 4)), weightsFormat=1)
     with pytest.raises(UnsupportedError, match=r"FULLY_CONNECTED.*shuffled weights"):
