@@ -12,6 +12,7 @@ LiteRT cannot run three things as the ONNX model means them, so they are rewritt
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final
 
 import flatbuffers
@@ -154,3 +155,14 @@ class Rewriter:
         graph.inputs = [*graph.inputs, *(index for _, index in inputs)]
         graph.outputs = [*(same.get(i, i) for i in graph.outputs), *(holds[name] for name, _ in inputs)]
         self.made.signatureDefs = None
+
+    def cut_out(self, custom: Container[str]) -> list[Operator]:
+        """What these custom operators read becomes outputs, what they make inputs; behind the others."""
+        graph, read = self.made.subgraphs[self.subgraph], self.file.subgraphs[self.subgraph]
+        cut = [known for known in read.operators if known.custom in custom]
+        pairs = zip(graph.operators, read.operators, strict=True)
+        graph.operators = [op for op, known in pairs if known.custom not in custom]
+        graph.inputs = [*graph.inputs, *(index for known in cut for index in known.outputs)]
+        graph.outputs = [*graph.outputs, *(index for known in cut for index in known.inputs)]
+        self.made.signatureDefs = None
+        return cut

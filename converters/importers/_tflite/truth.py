@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.conversion import Runner, Tolerance
 from graphopt.converters.importers._tflite.convert import Converted
+from graphopt.converters.importers._tflite.custom_kernels import KERNELS, Cut, WithKernels
 from graphopt.converters.importers._tflite.litert import LiteRT, Named
 from graphopt.converters.importers._tflite.model import Model, Operator, Subgraph
 from graphopt.converters.importers._tflite.rewrite import (
@@ -53,6 +54,8 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     it is not told otherwise: it rescales in floating point as QuantizeLinear does, where the plain kernels
     round twice in fixed point. What LiteRT cannot run as it is gets rewritten (see :mod:`rewrite`).
     """
+    if any(op.custom in KERNELS for op in converted.subgraph.operators):
+        return _with_kernels(file, converted, content)
     notes, original, (content, rewritten) = [], content, _runnable(file, converted, content)
     quantized = quantized_steps(converted)
     named = _named(converted)
@@ -69,6 +72,31 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
         return Truth(fast, tolerance, {"LiteRT without XNNPACK": plain}, notes)
     others: dict[str, Runner] = {"LiteRT with XNNPACK": fast}
     return Truth(plain, _FLOAT, others, notes)
+
+
+def _with_kernels(file: Model, converted: Converted, content: bytes) -> Truth:
+    """LiteRT on what is left of a file without the custom operators that it has no kernels for."""
+    if converted.variables or converted.subgraph.index:
+        raise UnsupportedError(
+            "custom operators of MediaPipe in a model with variables or other signatures cannot be compared; "
+            "--no-verify imports it all the same"
+        )
+    rewriter = Rewriter(content, file, converted.subgraph.index)
+    cuts = [
+        Cut(
+            op,
+            [f"read {number} {index}" for index in op.inputs],
+            [f"made {number} {index}" for index in op.outputs],
+            [converted.subgraph.tensors[index].shape for index in op.outputs],
+        )
+        for number, op in enumerate(rewriter.cut_out(KERNELS))
+    ]
+    inputs = [*converted.inputs, *(name for cut in cuts for name in cut.makes)]
+    outputs = [*converted.outputs, *(name for cut in cuts for name in cut.reads)]
+    rest = LiteRT(rewriter.content(), inputs, outputs, delegate=False)
+    found = ", ".join(sorted({cut.op.custom for cut in cuts}))
+    notes = [f"{found}: LiteRT has no kernel; computed by the definition in MediaPipe, the rest by LiteRT"]
+    return Truth(WithKernels(rest, cuts, converted.outputs), _FLOAT, {}, notes)
 
 
 def _named(converted: Converted) -> Named | None:

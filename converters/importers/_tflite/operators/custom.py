@@ -7,6 +7,7 @@ import struct
 from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
+    SAME,
     finish_first,
     output_name,
     real_first,
@@ -41,7 +42,12 @@ def _transpose_bias(ctx: Context, op: Operator) -> None:
     order = (3, 0, 1, 2)
     kernel = list(ctx.tensor(weight).shape[1:3])
     strides = [options["strideH"], options["strideW"]]
-    sizes = ctx.tensor(op.outputs[0]).shape[1:3]
+    sizes = []
+    for size, k, stride in zip(ctx.tensor(data).shape[1:3], kernel, strides, strict=True):
+        pads = max(k - (size - 1) % stride - 1, 0) if options["padding"] == SAME else 0
+        sizes.append((size - 1) * stride + k - pads)
+    if tuple(sizes) != ctx.tensor(op.outputs[0]).shape[1:3]:
+        raise ValueError(f"its output is {sizes[0]} x {sizes[1]} by its options, in the file it is not")
     attributes = transposed_attributes(ctx, op, data, kernel, strides, sizes, options["padding"])
     inputs = [
         real_first(ctx, data),

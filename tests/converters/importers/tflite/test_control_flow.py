@@ -14,7 +14,7 @@ from tflite_models import Graph, Op, Tensor, constant, write
 from graphopt.converters.importers._tflite.convert import convert
 from graphopt.converters.importers._tflite.reader import read
 from graphopt.converters.importers._tflite.states import check_states
-from graphopt.errors import InputError, UnsupportedError
+from graphopt.errors import InputError, UnsupportedError, UserError
 from graphopt.runtime import evaluate
 
 
@@ -198,12 +198,66 @@ def test_a_variable_that_is_assigned_in_a_branch_is_refused(imported, draw):
 
 def transposition(draw, options: bytes, custom: str = "Convolution2DTransposeBias") -> Graph:
     tensors = [
-        Tensor(draw(1, 4, 5, 3)),
+        Tensor(draw(1, 4, 6, 3)),
         constant(draw(2, 2, 2, 3)),
         constant(draw(2)),
-        Tensor(draw(1, 8, 10, 2)),
+        Tensor(draw(1, 8, 12, 2)),
     ]
     return Graph(tensors, [Op("CUSTOM", [0, 1, 2], [3], custom=custom, custom_options=options)])
+
+
+def pool_options(padding: int, stride: int, kernel: int, activation: int = 0) -> bytes:
+    return np.array([padding, stride, stride, kernel, kernel, activation], np.int32).tobytes()
+
+
+@pytest.mark.parametrize(("padding", "stride", "kernel"), [(1, 2, 2), (2, 2, 2), (1, 2, 3), (2, 1, 3)])
+def test_mediapipe_pooling_with_places(padding, stride, kernel, imported, draw):
+    """The places are compared as well; between two operators of LiteRT, which run as they are."""
+    count = -(-6 // stride) if padding == 1 else (6 - kernel) // stride + 1
+    pooled = draw(1, count, count, 3)
+    tensors = [
+        Tensor(draw(1, 6, 6, 3)),
+        Tensor(draw(1, 6, 6, 3)),
+        Tensor(pooled),
+        Tensor(pooled),
+        Tensor(pooled),
+    ]
+    options = pool_options(padding, stride, kernel)
+    ops = [
+        Op("ABS", [0], [1]),
+        Op("CUSTOM", [1], [2, 3], custom="MaxPoolingWithArgmax2D", custom_options=options),
+        Op("NEG", [2], [4]),
+    ]
+    made = imported(Graph(tensors, ops, outputs=[4, 3]))
+    assert any("MaxPoolingWithArgmax2D: LiteRT has no kernel" in note for note in made.exported.notes)
+    for want, got in made.both(draw(1, 6, 6, 3, seed=5)):
+        np.testing.assert_allclose(got, want, 1e-6)
+
+
+def test_mediapipe_unpooling_brings_the_largest_back(imported, draw):
+    tensors = [
+        Tensor(draw(1, 6, 4, 3)),
+        *(Tensor(draw(1, 3, 2, 3)) for _ in range(2)),
+        Tensor(draw(1, 6, 4, 3)),
+    ]
+    options = pool_options(1, 2, 2)
+    ops = [
+        Op("CUSTOM", [0], [1, 2], custom="MaxPoolingWithArgmax2D", custom_options=options),
+        Op("CUSTOM", [1, 2], [3], custom="MaxUnpooling2D", custom_options=options),
+    ]
+    data = draw(1, 6, 4, 3, seed=5)
+    ((want, got),) = imported(Graph(tensors, ops)).both(data)
+    np.testing.assert_array_equal(got, want)
+    assert np.count_nonzero(got) == 3 * 2 * 3
+    np.testing.assert_array_equal(got[got != 0], data[got != 0])
+
+
+@pytest.mark.parametrize("options", [b"", pool_options(3, 2, 2), pool_options(1, 2, 2, activation=1)])
+def test_pooling_options_must_be_there(options, imported, draw):
+    tensors = [Tensor(draw(1, 4, 4, 3)), Tensor(draw(1, 2, 2, 3)), Tensor(draw(1, 2, 2, 3))]
+    op = Op("CUSTOM", [0], [1, 2], custom="MaxPoolingWithArgmax2D", custom_options=options)
+    with pytest.raises(UserError, match="MaxPoolingWithArgmax2D"):
+        imported(Graph(tensors, [op]))
 
 
 @pytest.mark.parametrize("padding", [1, 2])
