@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -38,7 +39,16 @@ _TYPES: Final = {
 
 
 #: What converters run into where an operator has other inputs, sizes or options than it must have.
-_MISFITS: Final = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError)
+_MISFITS: Final = (
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    struct.error,
+)
 #: Operators that may see complex numbers.
 _COMPLEX: Final = frozenset({"COMPLEX_ABS", "EXPAND_DIMS", "IMAG", "REAL", "RESHAPE", "SQUEEZE"})
 
