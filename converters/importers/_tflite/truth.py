@@ -10,6 +10,7 @@ import numpy as np
 from graphopt.conversion import Runner, Tolerance
 from graphopt.converters.importers._tflite.convert import Converted
 from graphopt.converters.importers._tflite.custom_kernels import KERNELS, Cut, WithKernels
+from graphopt.converters.importers._tflite.detections import filled
 from graphopt.converters.importers._tflite.litert import LiteRT, Named
 from graphopt.converters.importers._tflite.model import Model, Operator, Subgraph
 from graphopt.converters.importers._tflite.rewrite import (
@@ -69,9 +70,11 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
         notes.append(f"compared with LiteRT's kernels on a rewritten file: {', '.join(rewritten)}")
     if quantized:
         tolerance = Tolerance(_FLOAT.rtol, _FLOAT.atol, quantized)
-        return Truth(fast, tolerance, {"LiteRT without XNNPACK": plain}, notes)
-    others: dict[str, Runner] = {"LiteRT with XNNPACK": fast}
-    return Truth(plain, _FLOAT, others, notes)
+        return Truth(
+            filled(fast, converted), tolerance, {"LiteRT without XNNPACK": filled(plain, converted)}, notes
+        )
+    others: dict[str, Runner] = {"LiteRT with XNNPACK": filled(fast, converted)}
+    return Truth(filled(plain, converted), _FLOAT, others, notes)
 
 
 def _with_kernels(file: Model, converted: Converted, content: bytes) -> Truth:
