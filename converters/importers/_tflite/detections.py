@@ -43,4 +43,6 @@ def filled(run: Runner, converted: Converted) -> Runner:
         for op in converted.subgraph.operators
         if op.custom == "TFLite_Detection_PostProcess" and all(index in names for index in op.outputs)
     ]
-    return Filled(run, detectors) if detectors else run
+    if not detectors:
+        return run
+    return Filled(run, detectors)
