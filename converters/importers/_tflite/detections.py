@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from graphopt.converters.importers._tflite.convert import Converted
 __all__ = ["Filled", "filled"]
 
 
-class Filled(NamedTuple):
+@dataclass(frozen=True)
+class Filled:
     """Runs a detector; behind the boxes that were found there are zeros.
 
     Attributes:
@@ -43,6 +44,4 @@ def filled(run: Runner, converted: Converted) -> Runner:
         for op in converted.subgraph.operators
         if op.custom == "TFLite_Detection_PostProcess" and all(index in names for index in op.outputs)
     ]
-    if not detectors:
-        return run
-    return Filled(run, detectors)
+    return Filled(run, detectors) if detectors else run
