@@ -10,7 +10,7 @@ from flatbuffers import flexbuffers
 
 from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
-from graphopt.converters.importers._tflite.operators._common import output_name
+from graphopt.converters.importers._tflite.operators._common import output_name, to_int64
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
 
@@ -80,3 +80,28 @@ def _best(ctx: Context, op: Operator, classes: int) -> tuple[ir.Value, ir.Value]
     kinds = ctx.build.op("ArgMax", value, axis=2, keepdims=0)
     best = ctx.build.op("Unsqueeze", scores, ctx.build.ints([1]))
     return best, ctx.build.cast(kinds, ir.DataType.FLOAT)
+
+
+@converter("NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5")
+def _suppression(ctx: Context, op: Operator) -> None:
+    """Indices of the boxes that are left, in version 5 their scores, zeros behind them; how many they are."""
+    sigma = ctx.real_array(op.input(5)) if op.name.endswith("V5") else np.zeros(())
+    if sigma is None or sigma.any():
+        raise UnsupportedError(f"{op.place}: soft suppression, or with a sigma that is computed")
+    vector, scores = ctx.build.ints([1]), ctx.real(op.inputs[1])
+    count = ctx.build.op("Reshape", to_int64(ctx, op.inputs[2]), vector)
+    limits = [ctx.build.op("Reshape", ctx.real(index), vector) for index in op.inputs[3:5]]
+    boxes = ctx.build.op("Unsqueeze", ctx.real(op.inputs[0]), ctx.build.ints([0]))
+    rows = ctx.build.op("Unsqueeze", scores, ctx.build.ints([0, 1]))
+    found = ctx.build.op("NonMaxSuppression", boxes, rows, count, *limits)
+    chosen = ctx.build.op("Gather", found, ctx.build.constant(np.int64(2)), axis=1)
+    number = ctx.build.op("Shape", chosen)
+    pads = ctx.build.op("Concat", ctx.build.ints([0]), ctx.build.op("Sub", count, number), axis=0)
+    results = [ctx.build.cast(chosen, ir.DataType.INT32)]
+    if op.name.endswith("V5"):
+        results.append(ctx.build.op("Gather", scores, chosen, axis=0))
+    *filled, last = op.outputs
+    for index, value in zip(filled, results, strict=True):
+        ctx.set(index, ctx.build.op("Pad", value, pads, name=ctx.tensor(index).name))
+    single = ctx.build.op("Reshape", number, ctx.build.ints([]))
+    ctx.set(last, ctx.build.cast(single, ir.DataType.INT32, ctx.tensor(last).name))

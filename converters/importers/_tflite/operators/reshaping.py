@@ -237,3 +237,19 @@ def _reverse_sequence(ctx: Context, op: Operator) -> None:
     turned = ctx.build.op("ReverseSequence", moved, lengths, time_axis=0, batch_axis=1)
     back = [int(axis) for axis in np.argsort(order)]
     _finish(ctx, op, ctx.build.op("Transpose", turned, perm=back, name=output_name(ctx, op)))
+
+
+@converter("BROADCAST_ARGS")
+def _broadcast_args(ctx: Context, op: Operator) -> None:
+    """The shape that two shapes have together: where one has 1, the other's size."""
+    lengths = [ctx.dims(index)[0] for index in op.inputs]
+    if min(lengths) < 0:
+        raise UnsupportedError(f"{op.place}: of shapes of free rank is not supported")
+    first, second = (
+        ctx.build.op("Concat", ctx.build.ints([1] * (max(lengths) - length)), to_int64(ctx, index), axis=0)
+        for index, length in zip(op.inputs, lengths, strict=True)
+    )
+    ones = ctx.build.op("Equal", first, ctx.build.ints([1]))
+    shape = ctx.build.op("Where", ones, second, first)
+    wanted = onnx_type(ctx.tensor(op.outputs[0]), op.place)
+    ctx.set(op.outputs[0], ctx.build.cast(shape, wanted, output_name(ctx, op)))

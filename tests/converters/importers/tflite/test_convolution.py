@@ -216,3 +216,33 @@ def test_free_height_and_width(sizes, imported, draw):
     for shape in ((2, *sizes, 3), (1, 5, 6, 3)):
         for want, got in made.both(draw(*shape)):
             np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+
+
+def test_uint8_weights_with_a_zero_point(agrees):
+    """As older converters write them."""
+    rng = np.random.default_rng(3)
+    tensors = [
+        Tensor(integers(1, 5, 5, 3, dtype=np.uint8), scale=[0.02], zero=[120]),
+        constant(rng.integers(1, 256, (4, 3, 3, 3)).astype(np.uint8), scale=[0.01], zero=[131]),
+        constant(np.arange(4, dtype=np.int32) * 1000, scale=[0.0002], zero=[0]),
+        Tensor(np.zeros((1, 5, 5, 4), np.uint8), scale=[0.05], zero=[100]),
+    ]
+    options = {"strideH": 1, "strideW": 1, "fusedActivationFunction": RELU6}
+    agrees(Graph(tensors, [Op("CONV_2D", [0, 1, 2], [3], "Conv2D", options)]))
+
+
+def test_int8_transposed_by_channel(agrees):
+    """The channels of the weight are its second axis in ONNX."""
+    scales = np.linspace(0.01, 0.03, 4)
+    tensors = [
+        constant([1, 8, 8, 4], np.int32),
+        constant(integers(4, 3, 3, 2, seed=4), scale=scales, axis=0),
+        Tensor(integers(1, 4, 4, 2), scale=[0.05], zero=[3]),
+        constant(np.arange(4, dtype=np.int32) * 100, scale=scales * 0.05, axis=0),
+        Tensor(np.zeros((1, 8, 8, 4), np.int8), scale=[0.2], zero=[-5]),
+    ]
+    options = {"strideH": 2, "strideW": 2}
+    op = Op("TRANSPOSE_CONV", [0, 1, 2, 3], [4], "TransposeConv", options, version=3)
+    made = agrees(Graph(tensors, [op]))
+    weights = [n for n in made.model.graph if n.op_type == "DequantizeLinear" and n.attributes]
+    assert [node.attributes.get_int("axis") for node in weights if node.inputs[0].shape.rank() == 4] == [1]

@@ -63,3 +63,33 @@ def test_damaged_options(options, imported, draw):
     graph.ops[0].custom_options = options
     with pytest.raises(InputError, match="TFLite_Detection_PostProcess"):
         imported(graph)
+
+
+def suppression(version: int, limit: float = 0.3, sigma: float = 0.0) -> Graph:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 0.5, (30, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(0.2, 0.5, (30, 2))], 1).astype(np.float32)
+    tensors = [
+        Tensor(boxes),
+        Tensor(rng.random(30).astype(np.float32)),
+        constant(8, np.int32),
+        constant(0.4, np.float32),
+        constant(limit, np.float32),
+        *([constant(sigma, np.float32)] if version == 5 else []),
+    ]
+    inputs = list(range(len(tensors)))
+    tensors += [Tensor(np.zeros(8, np.int32)), *([Tensor(np.zeros(8, np.float32))] if version == 5 else [])]
+    tensors.append(Tensor(np.zeros((), np.int32)))
+    name = {4: "NON_MAX_SUPPRESSION_V4", 5: "NON_MAX_SUPPRESSION_V5"}[version]
+    return Graph(tensors, [Op(name, inputs, list(range(len(inputs), len(tensors))))])
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("limit", [0.0, 0.8, 2.0])
+def test_suppression(version, limit, agrees):
+    agrees(suppression(version, limit))
+
+
+def test_soft_suppression_is_refused(imported):
+    with pytest.raises(UnsupportedError, match="soft suppression"):
+        imported(suppression(5, sigma=0.5))

@@ -349,3 +349,10 @@ def test_local_response_normalization(agrees, draw):
     agrees(
         moved("LOCAL_RESPONSE_NORMALIZATION", draw(1, 2, 2, 8), kind="LocalResponseNormalization", **options)
     )
+
+
+def test_broadcast_args(agrees):
+    for first, second in (([2, 1, 3], [4, 1]), ([1], [5, 0]), ([7, 2], [7, 2])):
+        tensors = [Tensor(np.array(first, np.int32)), Tensor(np.array(second, np.int32))]
+        out = Tensor(np.zeros(max(len(first), len(second)), np.int32))
+        agrees(Graph([*tensors, out], [Op("BROADCAST_ARGS", [0, 1], [2])]))
