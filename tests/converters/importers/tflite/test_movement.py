@@ -356,3 +356,17 @@ def test_broadcast_args(agrees):
         tensors = [Tensor(np.array(first, np.int32)), Tensor(np.array(second, np.int32))]
         out = Tensor(np.zeros(max(len(first), len(second)), np.int32))
         agrees(Graph([*tensors, out], [Op("BROADCAST_ARGS", [0, 1], [2])]))
+
+
+def test_an_input_and_one_value_twice_as_outputs(imported, draw):
+    graph = Graph([Tensor(draw(3)), Tensor(draw(3))], [Op("ABS", [0], [1])], outputs=[1, 0, 1])
+    made = imported(graph)
+    assert [value.name for value in made.model.graph.outputs] == ["t1", "t0_1", "t1_1"]
+    for want, got in made.both(draw(3)):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_constant_as_an_output(imported, draw):
+    graph = Graph([Tensor(draw(3)), constant(draw(2)), Tensor(draw(3))], [Op("ABS", [0], [2])], outputs=[2, 1])
+    for want, got in imported(graph).both(draw(3)):
+        np.testing.assert_array_equal(got, want)
