@@ -8,7 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-__all__ = ["LiteRT", "Named"]
+__all__ = ["LiteRT", "Named", "Variable"]
+
+
+class Variable(NamedTuple):
+    """A variable tensor: its number, and the names of what it holds before and behind a run."""
+
+    tensor: int
+    given: str
+    made: str
 
 
 class Named(NamedTuple):
@@ -28,6 +36,7 @@ class LiteRT:
         outputs: Names of the outputs.
         delegate: Whether XNNPACK may take operators over; else the plain kernels run.
         signature: Of a subgraph that is not the first: its signature, by which alone LiteRT runs it.
+        variables: Variable tensors that are set before a run and read behind it.
         keeps_state: Whether variables go on from one call to the next; else they start anew.
     """
 
@@ -40,8 +49,9 @@ class LiteRT:
         delegate: bool,
         signature: Named | None = None,
         keeps_state: bool = False,
+        variables: Sequence[Variable] = (),
     ) -> None:
-        self._signature, self._keeps_state = signature, keeps_state
+        self._signature, self._keeps_state, self._variables = signature, keeps_state, list(variables)
         self._content, self._delegate = content, delegate
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._sizes: list[tuple[int, ...]] | None = None
@@ -75,12 +85,15 @@ class LiteRT:
             interpreter.reset_all_variables()
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
+        for variable in self._variables:
+            interpreter.set_tensor(variable.tensor, feed[variable.given])
         interpreter.invoke()
         found = interpreter.get_output_details()
-        return {
+        made = {
             name: interpreter.get_tensor(detail["index"]).copy()
             for name, detail in zip(self._outputs, found, strict=True)
         }
+        return made | {v.made: interpreter.get_tensor(v.tensor).copy() for v in self._variables}
 
     def _run_signature(self, signature: Named, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         runner = self._interpreter.get_signature_runner(signature.key)

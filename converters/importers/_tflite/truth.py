@@ -11,7 +11,7 @@ from graphopt.conversion import Runner, Tolerance
 from graphopt.converters.importers._tflite.convert import Converted
 from graphopt.converters.importers._tflite.custom_kernels import KERNELS, Cut, WithKernels
 from graphopt.converters.importers._tflite.detections import filled
-from graphopt.converters.importers._tflite.litert import LiteRT, Named
+from graphopt.converters.importers._tflite.litert import LiteRT, Named, Variable
 from graphopt.converters.importers._tflite.model import Model, Operator, Subgraph
 from graphopt.converters.importers._tflite.rewrite import (
     Rewriter,
@@ -60,8 +60,16 @@ def truth(file: Model, converted: Converted, content: bytes) -> Truth:
     notes, original, (content, rewritten) = [], content, _runnable(file, converted, content)
     quantized = quantized_steps(converted)
     named = _named(converted)
+    variables = _variable_tensors(converted)
     plain, fast = (
-        LiteRT(content, converted.inputs, converted.outputs, delegate=delegate, signature=named)
+        LiteRT(
+            content,
+            [name for name in converted.inputs if name not in {v.given for v in variables}],
+            [name for name in converted.outputs if name not in {v.made for v in variables}],
+            delegate=delegate,
+            signature=named,
+            variables=variables,
+        )
         for delegate in (False, True)
     )
     if converted.variables:
@@ -118,6 +126,19 @@ def _named(converted: Converted) -> Named | None:
         )
     inputs = [signature.inputs.get(index, "") for index in graph.inputs]
     return Named(signature.key, inputs, [signature.outputs.get(index, "") for index in graph.outputs])
+
+
+def _variable_tensors(converted: Converted) -> list[Variable]:
+    """The variable tensors among the variables: LiteRT lets them be set and read."""
+    tensors = {tensor.name: tensor.index for tensor in converted.subgraph.tensors if tensor.variable}
+    count = len(converted.inputs) - len(converted.variables)
+    names = zip(
+        converted.variables,
+        converted.inputs[count:],
+        converted.outputs[-len(converted.variables) :],
+        strict=False,
+    )
+    return [Variable(tensors[name], given, made) for name, given, made in names if name in tensors]
 
 
 def _runnable(file: Model, converted: Converted, content: bytes) -> tuple[bytes, list[str]]:

@@ -367,6 +367,8 @@ def test_an_input_and_one_value_twice_as_outputs(imported, draw):
 
 
 def test_a_constant_as_an_output(imported, draw):
-    graph = Graph([Tensor(draw(3)), constant(draw(2)), Tensor(draw(3))], [Op("ABS", [0], [2])], outputs=[2, 1])
+    graph = Graph(
+        [Tensor(draw(3)), constant(draw(2)), Tensor(draw(3))], [Op("ABS", [0], [2])], outputs=[2, 1]
+    )
     for want, got in imported(graph).both(draw(3)):
         np.testing.assert_array_equal(got, want)

@@ -72,3 +72,51 @@ def test_rnn(time_major, activation, agrees, draw):
     options = {"timeMajor": time_major, "fusedActivationFunction": activation}
     op = Op("UNIDIRECTIONAL_SEQUENCE_RNN", [0, 1, 2, 3, 4], [5], "SequenceRNN", options)
     assert "RNN" in agrees(Graph(tensors, [op]), atol=1e-5).ops
+
+
+def rnn_step(draw) -> Graph:
+    tensors = [
+        Tensor(draw(2, WIDTH)),
+        constant(draw(UNITS, WIDTH)),
+        constant(draw(UNITS, UNITS) / 3),
+        constant(draw(UNITS)),
+        Tensor(np.zeros((2, UNITS), np.float32), variable=True, name="hidden"),
+        Tensor(draw(2, UNITS)),
+    ]
+    return Graph(tensors, [Op("RNN", [0, 1, 2, 3, 4], [5], "RNN", {"fusedActivationFunction": TANH})])
+
+
+def svdf(draw, rank: int) -> Graph:
+    filters, memory = 4 * rank, 5
+    tensors = [
+        Tensor(draw(2, WIDTH)),
+        constant(draw(filters, WIDTH)),
+        constant(draw(filters, memory)),
+        constant(draw(4)),
+        Tensor(np.zeros((2, filters * memory), np.float32), variable=True, name="memory"),
+        Tensor(draw(2, 4)),
+    ]
+    return Graph(
+        tensors, [Op("SVDF", [0, 1, 2, 3, 4], [5], "SVDF", {"rank": rank, "fusedActivationFunction": 1})]
+    )
+
+
+@pytest.mark.parametrize("kind", ["RNN", "SVDF", "SVDF of rank 2"])
+def test_a_step_with_its_state(kind, imported, draw):
+    """From a state that is not zero; the new one is compared as well."""
+    graph = rnn_step(draw) if kind == "RNN" else svdf(draw, 2 if "2" in kind else 1)
+    made = imported(graph)
+    state = graph.tensors[4]
+    assert [v.name for v in made.model.graph.inputs] == ["t0", state.name]
+    assert [v.name for v in made.model.graph.outputs] == ["t5", f"{state.name}_next"]
+    results = made.both(draw(2, WIDTH), draw(*state.array.shape, seed=7))
+    assert len(results) == 2
+    for want, got in results:
+        np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+
+
+def test_a_state_without_a_variable_is_refused(imported, draw):
+    graph = rnn_step(draw)
+    graph.tensors[4].variable = False
+    with pytest.raises(UnsupportedError, match="without a variable tensor"):
+        imported(graph)
