@@ -13,11 +13,12 @@ from graphopt.converters.importers._tflite.operators._common import output_name
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
 
+__all__ = ["lstm"]
+
 _ACTIVATIONS = {1: "Relu", 4: "Tanh"}
 _INPUT, _FORGET, _CELL, _OUTPUT = range(4)
 #: ONNX's order of gates.
 _ORDER = (_INPUT, _OUTPUT, _FORGET, _CELL)
-_PEEPHOLES = (_INPUT, _OUTPUT, _FORGET)
 
 
 def _constant(ctx: Context, op: Operator, position: int) -> Array | None:
@@ -70,9 +71,15 @@ def _stacked(weights: Sequence[Array], order: Sequence[int] = _ORDER) -> Array:
     return np.concatenate([weights[gate] for gate in order])[None]
 
 
-@converter("UNIDIRECTIONAL_SEQUENCE_LSTM")
-def _lstm(ctx: Context, op: Operator) -> None:
-    """One ONNX LSTM: gates, peepholes and biases in its order, the recurrent bias is zero."""
+def lstm(ctx: Context, op: Operator, data: ir.Value, *states: ir.Value | None) -> Sequence[ir.Value]:
+    """One ONNX LSTM: gates, peepholes and biases in its order, the recurrent bias is zero.
+
+    Args:
+        ctx: The call.
+        op: With the 20 or 24 inputs of TFLite's LSTM.
+        data: [time, batch, features].
+        states: Hidden and cell state [1, batch, units]; zeros where there are none.
+    """
     activation = _checked_activation(ctx, op)
     if op.options.get("cellClip", 0.0) or op.options.get("projClip", 0.0):
         raise UnsupportedError(f"{op.place}: clipping of the cell is not supported")
@@ -83,23 +90,24 @@ def _lstm(ctx: Context, op: Operator) -> None:
     peepholes = [_constant(ctx, op, position) for position in (9, 10, 11)]
     units = recurrent[_FORGET].shape[0]
     inputs: list[ir.Value | None] = [
-        _sequence(ctx, op, ctx.real(op.inputs[0])),
+        data,
         ctx.build.constant(_stacked(weights), "W"),
         ctx.build.constant(_stacked(recurrent), "R"),
         ctx.build.constant(np.concatenate([_stacked(bias), np.zeros((1, 4 * units), np.float32)], 1), "B"),
+        None,
+        *(states or (None, None)),
     ]
     if peepholes[1] is not None:
         own = peepholes[0] if peepholes[0] is not None else -peepholes[1]
         assert peepholes[2] is not None
-        inputs += [
-            None,
-            None,
-            None,
-            ctx.build.constant(np.concatenate([own, peepholes[2], peepholes[1]])[None]),
-        ]
+        inputs.append(ctx.build.constant(np.concatenate([own, peepholes[2], peepholes[1]])[None]))
     attributes = {"hidden_size": units, "activations": ["Sigmoid", activation, activation]}
-    made = ctx.build.nodes_of("LSTM", inputs, attributes, 3, output_name(ctx, op))
-    _finish(ctx, op, made[0])
+    return ctx.build.nodes_of("LSTM", inputs, attributes, 3, output_name(ctx, op))
+
+
+@converter("UNIDIRECTIONAL_SEQUENCE_LSTM")
+def _lstm(ctx: Context, op: Operator) -> None:
+    _finish(ctx, op, lstm(ctx, op, _sequence(ctx, op, ctx.real(op.inputs[0])))[0])
 
 
 @converter("UNIDIRECTIONAL_SEQUENCE_RNN")

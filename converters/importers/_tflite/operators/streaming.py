@@ -8,6 +8,7 @@ import onnx_ir as ir
 from graphopt.converters.importers._tflite.context import Context, onnx_type
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import activated, output_name
+from graphopt.converters.importers._tflite.operators.recurrent import lstm
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
 
@@ -80,3 +81,17 @@ def _svdf(ctx: Context, op: Operator) -> None:
         total = ctx.build.op("Add", total, bias, name=output_name(ctx, op))
     ctx.state.values[name] = ctx.build.op("Reshape", moved, ctx.build.ints([batch, filters * memory]))
     ctx.set(op.outputs[0], activated(ctx, op, total))
+
+
+@converter("LSTM")
+def _lstm(ctx: Context, op: Operator) -> None:
+    """A sequence of one step, from the state of the last run."""
+    if op.options.get("kernelType", 0):
+        raise UnsupportedError(f"{op.place}: the basic kernel of quantized models is not supported")
+    first = ctx.build.ints([0])
+    states = [_state(ctx, op, position) for position in (18, 19)]
+    before = [ctx.build.op("Unsqueeze", value, first) for _, value in states]
+    _, *after = lstm(ctx, op, ctx.build.op("Unsqueeze", ctx.real(op.inputs[0]), first), *before)
+    for (name, _), value in zip(states, after, strict=True):
+        ctx.state.values[name] = ctx.build.op("Squeeze", value, first)
+    ctx.set(op.outputs[0], ctx.state.values[states[0][0]])

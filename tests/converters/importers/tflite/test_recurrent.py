@@ -12,8 +12,10 @@ UNITS, WIDTH = 4, 3
 TANH = 4
 
 
-def lstm(draw, *, time_major=False, coupled=False, peepholes=False, activation=TANH, **options) -> Graph:
-    tensors = [Tensor(draw(2, 5, WIDTH))]
+def lstm(
+    draw, *, step=False, time_major=False, coupled=False, peepholes=False, activation=TANH, **options
+) -> Graph:
+    tensors = [Tensor(draw(2, WIDTH) if step else draw(2, 5, WIDTH))]
     inputs = [0]
 
     def add(array: np.ndarray | None, **more) -> None:
@@ -32,9 +34,12 @@ def lstm(draw, *, time_major=False, coupled=False, peepholes=False, activation=T
     add(None)
     add(None)
     batch = 5 if time_major else 2
-    for _ in range(2):
-        add(np.zeros((batch, UNITS), np.float32), variable=True)
-    tensors.append(Tensor(np.zeros((2, 5, UNITS), np.float32)))
+    for name in ("hidden", "cell"):
+        add(np.zeros((batch, UNITS), np.float32), variable=True, name=name)
+    tensors.append(Tensor(draw(2, UNITS) if step else draw(2, 5, UNITS)))
+    if step:
+        given = {"fusedActivationFunction": activation, **options}
+        return Graph(tensors, [Op("LSTM", inputs, [len(tensors) - 1], "LSTM", given)])
     given = {"fusedActivationFunction": activation, "timeMajor": time_major, **options}
     kind = "UnidirectionalSequenceLSTM"
     return Graph(tensors, [Op("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [len(tensors) - 1], kind, given)])
@@ -120,3 +125,19 @@ def test_a_state_without_a_variable_is_refused(imported, draw):
     graph.tensors[4].variable = False
     with pytest.raises(UnsupportedError, match="without a variable tensor"):
         imported(graph)
+
+
+@pytest.mark.parametrize("peepholes", [False, True])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_step_of_lstm_with_its_states(peepholes, coupled, imported, draw):
+    made = imported(lstm(draw, step=True, peepholes=peepholes, coupled=coupled))
+    assert [v.name for v in made.model.graph.inputs] == ["t0", "hidden", "cell"]
+    results = made.both(draw(2, WIDTH), draw(2, UNITS, seed=3), draw(2, UNITS, seed=4))
+    assert len(results) == 3
+    for want, got in results:
+        np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+
+
+def test_the_basic_kernel_is_refused(imported, draw):
+    with pytest.raises(UnsupportedError, match="basic kernel"):
+        imported(lstm(draw, step=True, kernelType=1))
