@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write docs/passes.md from the pass classes: ``python docs/generate.py``. A test keeps it current."""
+"""Write docs/passes.md from the pass classes, and the table of operators in docs/importers/tflite.md from the
+reader's registry: ``python docs/generate.py``. Tests keep them current.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from pathlib import Path
 from graphopt import registry, tables
 
 TARGET = Path(__file__).with_name("passes.md")
+TFLITE = Path(__file__).parent / "importers" / "tflite.md"
+MARK = "<!-- operators: python docs/generate.py -->\n"
 
 
 def text() -> str:
@@ -32,6 +36,17 @@ def text() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def tflite_text(page: str) -> str:
+    """The page with the operators that the reader's registry has now."""
+    from graphopt.converters.importers._tflite import registry as operators
+
+    before, _, rest = page.partition(MARK)
+    _, _, after = rest.partition(MARK)
+    lines = ["", "| family | operators |", "|---|---|"]
+    lines += [f"| {title} | {', '.join(names)} |" for title, names in operators.families().items()]
+    return before + MARK + "\n".join(lines) + "\n\n" + MARK + after
+
+
 def row(option: dict[str, object]) -> str:
     """One option as a table row; a pipe inside a cell is escaped."""
     default = "required" if option["required"] else f"`{option['default']!r}`"
@@ -41,4 +56,5 @@ def row(option: dict[str, object]) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(text(), encoding="utf-8")
-    print(f"wrote {TARGET}")
+    TFLITE.write_text(tflite_text(TFLITE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {TARGET} and {TFLITE}")

@@ -78,7 +78,7 @@ def _note_on(
     except Exception as error:  # noqa: BLE001 - frameworks' errors have no common base
         return [f"{name} cannot run the model: {first_line(error)}"]
     reason = differs(outputs, others, tolerance)
-    return [f"{name} gives other results than the framework's plain kernels: {reason}"] if reason else []
+    return [f"{name} gives other results: {reason}"] if reason else []
 
 
 def differs(references: list[Arrays], results: list[Arrays], tolerance: Tolerance) -> str:

@@ -18,7 +18,7 @@ from graphopt.limits import KIB, MIB
 from graphopt.passes.layout._operands import axes_input, cuts_of, ints_at, normal_axis
 from graphopt.rewrite import Context, input_at, is_exclusive, is_op
 
-__all__ = ["Moved", "Order", "move", "settled"]
+__all__ = ["MOVABLE", "Moved", "Order", "move", "settled"]
 
 Order = tuple[int, ...]
 #: A constant with other uses is copied only below this size; above, a copy would inflate the model.
@@ -251,15 +251,27 @@ def _layer_normalization(node: ir.Node, orders: Orders, context: Context) -> Mov
     return Moved(list(node.inputs), _attributes(node), order)
 
 
+def _linear(node: ir.Node, orders: Orders, context: Context) -> Moved | None:
+    """With one scale for the whole tensor."""
+    order = _order_at(node, 0, orders)
+    if order is None or any(v is not None and context.rank(v) != 0 for v in node.inputs[1:]):
+        return None
+    return Moved(list(node.inputs), _attributes(node), order)
+
+
 _MOVERS: Final[dict[str, _Mover]] = {
     **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCING, _reduce),
     "Concat": _concat,
+    "DequantizeLinear": _linear,
     "LayerNormalization": _layer_normalization,
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
     "Pad": _pad,
+    "QuantizeLinear": _linear,
     "Slice": _slice,
     "Softmax": _softmax,
 }
+#: Operators of which some can do without the Transposes before them.
+MOVABLE: Final = frozenset(_MOVERS)

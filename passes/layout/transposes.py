@@ -9,13 +9,15 @@ from typing import Final
 import onnx_ir as ir
 
 from graphopt.analyses.shapes import Inferred
-from graphopt.passes.layout._transposed import Moved, Order, move, settled
+from graphopt.passes.layout._transposed import MOVABLE, Moved, Order, move, settled
 from graphopt.rewrite import Context, Rule, is_op, producer
 
 __all__ = ["PushTranspose"]
 
 #: A region is not followed any further than this many operators.
 _LARGEST: Final = 200
+#: Nor are Transposes that would join it looked for any farther up.
+_FAR: Final = 16
 
 
 @dataclass
@@ -33,14 +35,45 @@ class _Region:
     entries: dict[ir.Value, ir.Node] = field(default_factory=dict)
     nodes: dict[ir.Node, Moved] = field(default_factory=dict)
 
-    def grow(self, start: ir.Node) -> None:
-        """Take in all that can be reached from one Transpose."""
+    def grow(self, start: ir.Node, *, joined: bool) -> None:
+        """Take in all that can be reached from one Transpose.
+
+        Args:
+            start: The Transpose.
+            joined: Whether to begin anew at the Transposes above an operator that is stopped by an operand in
+                the old order (a gate: ``x * sigmoid(y)``, both transposed).
+        """
         queue = deque([self.enter(start)])
+        stopped: list[ir.Node] = []
         while queue and len(self.nodes) < _LARGEST:
             value = queue.popleft()
             for node in value.consumers():
                 if node not in self.nodes and node.graph is start.graph and not is_op(node, "Transpose"):
-                    queue.extend(self._take(node))
+                    taken = self._take(node)
+                    queue.extend(taken)
+                    if not taken:
+                        stopped.append(node)
+            if joined and not queue:
+                above = [t for node in stopped if node not in self.nodes for t in self._above(node)]
+                queue.extend(self.enter(t) for t in dict.fromkeys(above))
+                stopped = []
+
+    def _above(self, node: ir.Node) -> list[ir.Node]:
+        """Transposes above a stopped node's operands in the old order, behind operators that could move."""
+        found: list[ir.Node] = []
+        seen: set[ir.Node] = set()
+        queue = deque(value for value in node.inputs if value is not None and value not in self.orders)
+        while queue and len(seen) < _FAR:
+            above = queue.popleft().producer()
+            if above is None or above in seen or above.graph is not node.graph:
+                continue
+            seen.add(above)
+            if _order_of(above) is not None:
+                if above.outputs[0] not in self.orders:
+                    found.append(above)
+            elif above.op_type in MOVABLE:
+                queue.extend(v for v in above.inputs if v is not None and v not in self.orders)
+        return found
 
     def enter(self, transpose: ir.Node) -> ir.Value:
         """Make a Transpose an entry; its output."""
@@ -127,9 +160,9 @@ def _composed(first: Order, second: Order) -> Order:
 class PushTranspose(Rule[ir.Node]):
     """Transposes before and behind a region of operators cancel: the operators work in the other order.
 
-    Such operators: elementwise ones, among themselves or with constants, MatMul by a constant (the operands
-    change places), Softmax, LayerNormalization over an axis that stays the last, reductions, Concat, Pad and
-    Slice with constant axes.
+    Such operators: elementwise ones, among themselves or with constants, quantization with one scale, MatMul
+    by a constant (the operands change places), Softmax, LayerNormalization over an axis that stays the last,
+    reductions, Concat, Pad and Slice with constant axes.
 
     Left alone: where the number of Transposes would not fall.
     """
@@ -167,8 +200,14 @@ class PushTranspose(Rule[ir.Node]):
 
 
 def _region_of(transpose: ir.Node, context: Context) -> _Region:
+    """The region behind one Transpose; with those that join it where it is worth nothing alone."""
+    region = _grown(transpose, context, joined=False)
+    return region if region.saved() > 0 else _grown(transpose, context, joined=True)
+
+
+def _grown(transpose: ir.Node, context: Context, *, joined: bool) -> _Region:
     region = _Region(context)
-    region.grow(transpose)
+    region.grow(transpose, joined=joined)
     region.prune()
     return region
 

@@ -159,3 +159,32 @@ def test_names_and_metadata_survive(parse, simplify):
     simplify(model)
     (node,) = [node for node in model.graph if node.op_type == "Relu"]
     assert (node.name, dict(node.metadata_props)) == ("act", {"layer": "7"})
+
+
+def test_a_gate_whose_transpose_is_further_up_joins(becomes, draw):
+    body = f"""t = Transpose <perm = {SWAP}> (x)
+        g = Transpose <perm = {SWAP}> (z)
+        s = Sigmoid (g)
+        v = Mul (t, s)
+        y = Transpose <perm = {SWAP}> (v)"""
+    text = graph(body, x="float[N, 3, M] x, float[N, 3, M] z")
+    becomes(text, ["Sigmoid", "Mul"], {"x": draw(2, 3, 4), "z": -draw(2, 3, 4)}, rules=("push-transpose",))
+
+
+def test_a_gate_in_the_old_order_does_not_join(stays):
+    text = around("s = Sigmoid (z)\n v = Mul (t, s)", x="float[N, 3, M] x, float[N, M, 3] z")
+    stays(text, "no inverse Transpose", "push-transpose")
+
+
+def test_quantization_with_one_scale_does_not_mind_the_order(becomes, draw):
+    scale = "k = Constant <value = float {0.5}> ()\n o = Constant <value = int8 {3}> ()\n"
+    body = scale + "q = QuantizeLinear (t, k, o)\n v = DequantizeLinear (q, k, o)"
+    becomes(around(body), ["QuantizeLinear", "DequantizeLinear"], {"x": draw(2, 3, 4)})
+
+
+def test_quantization_by_channel_stays(stays):
+    scale = (
+        "k = Constant <value = float[3] {0.5, 1.0, 2.0}> ()\n o = Constant <value = int8[3] {0, 0, 0}> ()\n"
+    )
+    body = scale + "q = QuantizeLinear <axis = 2> (t, k, o)\n v = DequantizeLinear <axis = 2> (q, k, o)"
+    stays(around(body), "no inverse Transpose", "push-transpose")
