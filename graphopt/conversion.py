@@ -93,14 +93,14 @@ class Tolerance:
     """How near an import must be to its source, in each output.
 
     Attributes:
-        rtol: Per element, see :mod:`graphopt.runtime.compare`.
-        atol: In units of the output's RMS (at least 1).
+        rtol: Largest difference of a float output, relative to its largest element. Always allowed is one
+            unit in the last place of 1: of an output that is small throughout (a Sigmoid of large negative
+            numbers) runtimes know no more digits. Other outputs must be equal.
         steps: Of outputs that a quantized model makes: the size of one step (LSB) in the output's own units
             (1 for integer outputs). They agree within one step on average, and in the largest element.
     """
 
     rtol: float = 1e-4
-    atol: float = 1e-5
     steps: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -96,11 +96,26 @@ def differs(a, b, **tolerance):
     return references.differs([{"y": np.asarray(a)}], [{"y": np.asarray(b)}], Tolerance(**tolerance))
 
 
-def test_floats_agree_element_by_element():
+def test_floats_agree_relative_to_the_largest_element():
     assert differs(np.float32([1, 2]), np.float32([1, 2.0001])) == ""
+    assert differs(np.float32([0, 2]), np.float32([1e-4, 2])) == ""
     assert differs(np.float32([1, 2]), np.float32([1, 2.01])) == "output 'y' differs by 0.005 relative"
+    assert differs(np.float32([1, 2]), np.float32([1, 2.0001]), rtol=1e-5).endswith("relative")
     assert "dtype" in differs(np.float32([1]), np.float64([1]))
     assert "missing" in references.differs([{"y": np.zeros(1)}], [{}], Tolerance())
+    assert "not the same infinity, NaN or number" in differs(np.float32([1, 2]), np.float32([1, np.nan]))
+
+
+def test_small_outputs_are_compared_as_well():
+    assert differs(np.float32([1e-3]), np.float32([1.001e-3])).endswith("relative")
+    assert differs(np.float32([1e-5]), np.float32([1.001e-5])) == ""  # less than the last place of 1
+    assert differs(np.float64([1e-5]), np.float64([1.001e-5])).endswith("relative")
+
+
+def test_integers_are_equal():
+    assert differs(np.int64([1, 2]), np.int64([1, 2])) == ""
+    assert differs(np.int64([1, 20000]), np.int64([1, 20001])).endswith("relative")
+    assert differs(np.array([True]), np.array([False])).endswith("relative")
 
 
 def test_quantized_outputs_agree_within_a_step_on_average():

@@ -1,8 +1,8 @@
 """Zip archives from strangers: looked at before anything reads them.
 
 A ``.keras``, ``.pt`` or ``.pt2`` file is a zip archive. What is refused here: a damaged or encrypted archive,
-members that are too many, that grow too much when they are unpacked (zip bombs), that share bytes, whose names
-leave the archive or come twice.
+members that are too many, that grow too much when they are unpacked (zip bombs), that share bytes, whose
+names leave the archive or come twice.
 """
 
 from __future__ import annotations
