@@ -92,7 +92,10 @@ def test_readme_names_every_data_file():
     kinds = {".onnx", ".onnxtxt", ".npz", ".yaml"}
     present = {p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*") if p.suffix in kinds}
     named = set(re.findall(r"^\| `([^`]+)`", README, re.MULTILINE)) - {"digits/train.py"}
+    named = {name for name in named if not name.startswith("sources/")}
     assert named == present
+    sources = {p.name for p in (FOLDER / "sources").iterdir() if p.name != "make.py"}
+    assert set(re.findall(r"`sources/(digits[^`/]+)/?`", README)) == sources
 
 
 def test_index_lists_every_model():
