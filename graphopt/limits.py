@@ -61,3 +61,6 @@ IMPORT_MEMORY_SHARE: Final = 0.8
 #: Members of an archive, and how many times its size it may have unpacked: weights hardly shrink by zipping.
 ARCHIVE_MEMBERS: Final = 100_000
 ARCHIVE_EXPANSION: Final = 100
+#: A member of such an archive that is read to be looked at, and a pickle in it.
+ARCHIVE_MEMBER: Final = 2 * GIB
+PICKLE: Final = 64 * MIB

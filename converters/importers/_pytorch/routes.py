@@ -1,0 +1,133 @@
+"""The two exporters of PyTorch: dynamo, which reads the code, and TorchScript's, which records a run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from graphopt.converters.importers._pytorch.subject import Subject
+from graphopt.graph import all_nodes
+from graphopt.limits import GIB
+
+__all__ = ["dynamo", "name_axes", "torchscript"]
+
+#: The newest that both exporters write.
+_DYNAMO_OPSET = 20
+_TORCHSCRIPT_OPSET = 20
+
+
+def dynamo(subject: Subject, target: Path) -> None:
+    """Export through ``torch.export``; axes that it cannot leave free come out as numbers."""
+    if subject.scripted:
+        raise TypeError("TorchScript is for its own exporter")
+    failure: Exception | None = None
+    for free in (_named_axes, _automatic_axes):
+        try:
+            with _quiet():
+                program = _dynamo_program(subject, free(subject))
+            program.save(str(target), external_data=_is_large(subject.module))
+        except Exception as error:  # noqa: BLE001 - the exporters raise anything
+            failure = failure or error
+        else:
+            return
+    assert failure is not None
+    raise failure
+
+
+def _dynamo_program(subject: Subject, shapes: Any) -> Any:
+    common: dict[str, Any] = {
+        "dynamo": True,
+        "opset_version": _DYNAMO_OPSET,
+        "input_names": [spec.name for spec in subject.inputs],
+        "output_names": list(subject.outputs),
+        "verbose": False,
+    }
+    if subject.program is not None:
+        return torch.onnx.export(subject.program, **common)
+    names = [spec.name for spec in subject.inputs]
+    if subject.keywords:
+        given = dict(zip(names, subject.examples, strict=True))
+        return torch.onnx.export(
+            subject.module, (), kwargs=given, dynamic_shapes=dict(zip(names, shapes, strict=True)), **common
+        )
+    return torch.onnx.export(subject.module, subject.examples, dynamic_shapes=tuple(shapes), **common)
+
+
+def _named_axes(subject: Subject) -> list[dict[int, Any]]:
+    """One Dim for a name: the axes of one name have one size."""
+    names = {axis for spec in subject.inputs for axis in spec.shape if isinstance(axis, str)}
+    dims = {name: torch.export.Dim(name) for name in names}
+    return [{i: dims[a] for i, a in enumerate(spec.shape) if isinstance(a, str)} for spec in subject.inputs]
+
+
+def _automatic_axes(subject: Subject) -> list[dict[int, Any]]:
+    """The exporter finds out which axes are free, and which are tied."""
+    auto = torch.export.Dim.AUTO
+    return [{i: auto for i, a in enumerate(spec.shape) if isinstance(a, str)} for spec in subject.inputs]
+
+
+def torchscript(subject: Subject, target: Path) -> None:
+    """Export by recording a run, TorchScript itself by its graph."""
+    axes = {
+        spec.name: {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in subject.inputs
+    }
+    module = subject.module if subject.program is None else subject.program.module()
+    arguments: Any = subject.examples
+    if subject.keywords:
+        arguments = (dict(zip([s.name for s in subject.inputs], subject.examples, strict=True)),)
+    with _quiet():
+        torch.onnx.export(
+            module,
+            arguments,
+            str(target),
+            dynamo=False,
+            opset_version=_TORCHSCRIPT_OPSET,
+            input_names=[spec.name for spec in subject.inputs],
+            output_names=list(subject.outputs),
+            dynamic_axes={name: free for name, free in axes.items() if free},
+        )
+
+
+def name_axes(model: ir.Model, subject: Subject) -> list[str]:
+    """Give the inputs the user's names of axes, everywhere; the free axes that came out as numbers."""
+    names: dict[str, str] = {}
+    lost = []
+    for value, spec in zip(model.graph.inputs, subject.inputs, strict=True):
+        assert value.shape is not None
+        for number, (axis, wanted) in enumerate(zip(value.shape, spec.shape, strict=True)):
+            if isinstance(wanted, str) and isinstance(axis, int):
+                lost.append(f"{spec.name}[{number}]")
+            elif isinstance(axis, ir.SymbolicDim) and axis.value is not None:
+                names.setdefault(str(axis.value), wanted if isinstance(wanted, str) else str(axis.value))
+    values = [*model.graph.inputs, *model.graph.outputs, *(v for n in all_nodes(model) for v in n.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(axis, names) for axis in value.shape])
+    return lost
+
+
+def _renamed(axis: Any, names: dict[str, str]) -> Any:
+    if isinstance(axis, ir.SymbolicDim) and axis.value is not None:
+        return ir.SymbolicDim(names.get(str(axis.value), str(axis.value)))
+    return axis
+
+
+def _is_large(module: torch.nn.Module) -> bool:
+    total: int = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return total > GIB
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print and warn; what matters comes as an exception."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,143 @@
+"""Load what the user names: an exported program, TorchScript, or code that makes a module."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphopt.converters.importers import _guard
+from graphopt.converters.importers._pytorch import inspection
+from graphopt.converters.importers._pytorch.subject import Subject, flatten, with_examples
+from graphopt.errors import InputError, UnsupportedError
+from graphopt.import_options import ImportOptions, InputSpec
+from graphopt.runtime.evaluate import first_line
+
+__all__ = ["load"]
+
+
+def load(source: str, options: ImportOptions, folder: Path) -> Subject:
+    """The module behind ``source``, ready to be exported.
+
+    Raises:
+        InputError, UnsupportedError: It cannot be loaded; one line says why and what to do.
+    """
+    path = Path(source)
+    if not path.exists() and ":" in source:
+        return _code(source, options)
+    if not path.is_file():
+        raise InputError(f"'{source}': no such file")
+    kind = inspection.kind(path)
+    if kind == "ExportedProgram":
+        return _exported_program(path)
+    if kind == "TorchScript":
+        return _torchscript(path, options)
+    raise inspection.refusal(path, kind)
+
+
+def _exported_program(path: Path) -> Subject:
+    inspection.check_exported_program(path)
+    lift = _guard.forbid_code(str(path), pickles=True)
+    try:
+        program = torch.export.load(path)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"'{path}': torch.export cannot load it: {first_line(error)}") from error
+    finally:
+        lift()
+    inputs, examples = _inputs_of(program)
+    module = program.module()
+    with torch.no_grad():
+        outputs = tuple(flatten(module(*examples)))
+    return Subject(module, inputs, examples, outputs, program=program)
+
+
+def _inputs_of(
+    program: torch.export.ExportedProgram,
+) -> tuple[tuple[InputSpec, ...], tuple[torch.Tensor, ...]]:
+    """Inputs of a program; a free axis is called ``batch`` if it is the first, else after its input."""
+    given = program.call_spec.in_spec
+    if given is not None and given.child(1).num_children:
+        raise UnsupportedError("it takes keyword arguments; export it with positional ones")
+    metas = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    names: dict[str, str] = {}
+    specs, examples = [], []
+    for name in program.graph_signature.user_inputs:
+        meta = metas[name]
+        if not torch.is_tensor(meta):
+            raise UnsupportedError(f"input '{name}' is no tensor but {type(meta).__name__}")
+        shape: list[int | str] = []
+        for number, axis in enumerate(meta.shape):
+            if isinstance(axis, int):
+                shape.append(axis)
+            else:
+                called = "batch" if number == 0 and "batch" not in names.values() else f"{name}_{number}"
+                shape.append(names.setdefault(str(axis), called))
+        specs.append(InputSpec(str(name), str(meta.dtype).removeprefix("torch."), tuple(shape)))
+        sizes = [axis if isinstance(axis, int) else int(axis.node.hint or 2) for axis in meta.shape]
+        examples.append(torch.zeros(sizes, dtype=meta.dtype))
+    return tuple(specs), tuple(examples)
+
+
+def _torchscript(path: Path, options: ImportOptions) -> Subject:
+    inspection.check_torchscript(path)
+    if not options.inputs:
+        names = ", ".join(f"--input {name}=float32[batch,...]" for name in inspection.parameters(path))
+        raise InputError(f"'{path}': TorchScript does not say which shapes it takes; say it with {names}")
+    lift = _guard.forbid_code(str(path))
+    try:
+        module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"'{path}': TorchScript cannot load it: {first_line(error)}") from error
+    finally:
+        lift()
+    return with_examples(module.eval(), options.inputs)
+
+
+def _code(source: str, options: ImportOptions) -> Subject:
+    torch.manual_seed(options.seed)  # weights that the code draws are the same every time
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as `python -m` does
+    module: Any = _from_hub(source) if source.startswith("torchhub:") else _from_factory(source)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"'{source}': made {type(module).__name__}, no torch.nn.Module")
+    weights = options.weights_file()
+    if weights is not None:
+        _load_weights(module, weights)
+    return with_examples(module.eval(), options.inputs)
+
+
+def _from_factory(source: str) -> Any:
+    name, _, attribute = source.partition(":")
+    try:
+        factory = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"'{source}': cannot be imported: {first_line(error)}") from error
+    try:
+        return factory()
+    except Exception as error:
+        raise InputError(f"'{source}': {attribute}() failed: {first_line(error)}") from error
+
+
+def _from_hub(source: str) -> Any:
+    folder, _, entry = source.removeprefix("torchhub:").rpartition(":")
+    if not (Path(folder) / "hubconf.py").is_file():
+        raise InputError(f"'{source}': '{folder}' has no hubconf.py")
+    try:
+        return torch.hub.load(folder, entry, source="local")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise InputError(f"'{source}': {entry}() failed: {first_line(error)}") from error
+
+
+def _load_weights(module: torch.nn.Module, weights: Path) -> None:
+    state = inspection.load_weights(weights)
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    for what, names in (("has no", missing), ("has more than the module:", unexpected)):
+        if names:
+            raise InputError(f"'{weights}': {what} {', '.join(names[:3])} ({len(names)} in all)")
