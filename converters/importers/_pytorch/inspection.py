@@ -1,8 +1,8 @@
 """What a PyTorch file holds, found out before torch sees it.
 
 ``torch.load`` without ``weights_only``, ``torch.jit.load`` and ``torch.export.load`` read pickles, which run
-code; the latter does so even for a program of plain tensors (its sample inputs). So every pickle in the archive
-is searched for the names that it would look up, and only those that make tensors are let through.
+code; the latter does so even for a program of plain tensors (its sample inputs). So every pickle in the
+archive is searched for the names that it would look up, and only those that make tensors are let through.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _inputs_of(
     given = program.call_spec.in_spec
     if given is not None and given.child(1).num_children:
         raise UnsupportedError("it takes keyword arguments; export it with positional ones")
-    metas = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    metas: dict[str, Any] = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     names: dict[str, str] = {}
     specs, examples = [], []
     for name in program.graph_signature.user_inputs:
@@ -72,14 +72,15 @@ def _inputs_of(
         if not torch.is_tensor(meta):
             raise UnsupportedError(f"input '{name}' is no tensor but {type(meta).__name__}")
         shape: list[int | str] = []
-        for number, axis in enumerate(meta.shape):
+        dims: list[Any] = list(meta.shape)  # integers and symbols
+        for number, axis in enumerate(dims):
             if isinstance(axis, int):
                 shape.append(axis)
             else:
                 called = "batch" if number == 0 and "batch" not in names.values() else f"{name}_{number}"
                 shape.append(names.setdefault(str(axis), called))
         specs.append(InputSpec(str(name), str(meta.dtype).removeprefix("torch."), tuple(shape)))
-        sizes = [axis if isinstance(axis, int) else int(axis.node.hint or 2) for axis in meta.shape]
+        sizes = [axis if isinstance(axis, int) else int(axis.node.hint or 2) for axis in dims]
         examples.append(torch.zeros(sizes, dtype=meta.dtype))
     return tuple(specs), tuple(examples)
 
@@ -137,7 +138,12 @@ def _from_hub(source: str) -> Any:
 
 def _load_weights(module: torch.nn.Module, weights: Path) -> None:
     state = inspection.load_weights(weights)
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the first line says that there are errors, the second which
+        raise InputError(
+            f"'{weights}': does not fit the module: {str(error).splitlines()[-1].strip()}"
+        ) from error
     for what, names in (("has no", missing), ("has more than the module:", unexpected)):
         if names:
             raise InputError(f"'{weights}': {what} {', '.join(names[:3])} ({len(names)} in all)")

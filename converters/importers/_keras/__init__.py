@@ -1,0 +1,1 @@
+"""What the child of a Keras import runs."""

@@ -1,0 +1,185 @@
+"""What a Keras file or a SavedModel holds, found out before its framework sees it.
+
+Keras rebuilds a model from a configuration that names Python objects; its ``safe_mode`` has been bypassed by
+way of ``.h5`` files, of ``TFSMLayer``, and of functions that read files or the network. So every object that
+the configuration names must be of a module that only computes; anything else needs a flag.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from graphopt.converters.importers._archive import check_archive, read_member
+from graphopt.errors import InputError
+from graphopt.import_options import ImportOptions
+from graphopt.limits import ARCHIVE_MEMBER, MIB, NESTING_DEPTH
+
+__all__ = ["inspect_file", "inspect_saved_model"]
+
+_PACKAGES = "keras keras.src tensorflow.keras tf_keras tf_keras.src"
+_KINDS = (
+    "activations constraints dtype_policies initializers layers mixed_precision models ops regularizers "
+    "quantizers engine"
+)
+#: Modules of Keras whose objects only compute.
+_MODULES = tuple(f"{package}.{kind}" for package in _PACKAGES.split() for kind in _KINDS.split())
+_MODULES_WITHOUT_KIND = ("keras", "keras.src.models", "keras.src.ops", "builtins", "", "None")
+_CODE = frozenset(
+    {"Lambda", "__lambda__", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper", "function"}
+)
+#: Parts of the names of operators that run Python or touch files.
+_FILE_OPS = (
+    "DebugIdentity",
+    "FixedLengthRecord",
+    "InitializeTableFromTextFile",
+    "LoadDataset",
+    "MatchingFiles",
+    "PyFunc",
+    "ReadFile",
+    "SaveDataset",
+    "TFRecord",
+    "TextLine",
+    "WholeFileReader",
+    "WriteFile",
+)
+_CONFIG_LIMIT = 64 * MIB
+
+
+def inspect_file(source: Path, options: ImportOptions) -> None:
+    """Look at a ``.keras`` or ``.h5`` file.
+
+    Raises:
+        InputError: It is damaged, holds no model, or could run code; one line says what allows it.
+    """
+    with source.open("rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04":
+        for member in check_archive(source):
+            name = member.filename
+            if name not in ("config.json", "metadata.json", "model.weights.h5") and not name.startswith(
+                "assets/"
+            ):
+                raise InputError(f"'{source}': member '{name}' is none of a Keras file")
+        config = read_member(source, "config.json", _CONFIG_LIMIT)
+        _inspect_hdf5(source, io.BytesIO(read_member(source, "model.weights.h5", ARCHIVE_MEMBER)))
+    elif start == b"\x89HDF":
+        config = _inspect_hdf5(source, source)
+        if not config:
+            raise InputError(
+                f"'{source}': holds weights only; save the whole model (model.save), or rebuild it in "
+                "Python and load the weights there"
+            )
+    else:
+        raise InputError(f"'{source}': is no Keras file, or is damaged")
+    try:
+        parsed = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{source}': damaged configuration") from error
+    _inspect_config(source, parsed, options)
+
+
+def _inspect_hdf5(source: Path, file: Any) -> bytes:
+    """No link out of the file, no dataset larger than the file could hold; the configuration, if any."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as opened:
+            size = opened.id.get_filesize()
+            pending = [opened]
+            while pending:
+                group = pending.pop()
+                for name in group:
+                    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                        raise InputError(f"'{source}': '{name}' is a link to elsewhere; it is refused")
+                    item = group[name]
+                    if isinstance(item, h5py.Group):
+                        pending.append(item)
+                    elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+                        raise InputError(f"'{source}': '{name}' lies in another file; it is refused")
+                    elif isinstance(item, h5py.Dataset) and item.nbytes > 100 * size + MIB:
+                        raise InputError(f"'{source}': '{name}' is much larger than the file")
+            config = opened.attrs.get("model_config", b"")
+    except (OSError, KeyError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(f"'{source}': damaged HDF5: {str(error).splitlines()[0]}") from error
+    return config.encode() if isinstance(config, str) else bytes(config)
+
+
+def _inspect_config(source: Path, config: Any, options: ImportOptions) -> None:
+    custom = {spec.rpartition(":")[2] for spec in options.custom_objects}
+    for entry, layer in _objects(source, config):
+        name = str(entry["class_name"])
+        module = str(entry.get("module"))
+        where = f"'{source}': layer '{layer}' ({name})"
+        if name in _CODE:
+            if not options.allow_code:
+                raise InputError(f"{where} holds code; --allow-code lets it run")
+            continue
+        is_class = name[:1].isupper() or name.startswith("__")
+        known = is_class and (module in _MODULES_WITHOUT_KIND or module.startswith(_MODULES))
+        registered = entry.get("registered_name")
+        if name in custom or str(registered).rpartition(">")[2] in custom:
+            continue
+        if not known or (registered not in (None, name) and ">" in str(registered)):
+            raise InputError(
+                f"{where} is of {module}: say --custom-object package.module:{name} to import and run it"
+            )
+        _refuse_files(source, layer, entry.get("config"))
+
+
+def _objects(source: Path, config: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Everything that names a class, with the layer that it is in."""
+    pending: list[tuple[Any, str, int]] = [(config, "model", 0)]
+    while pending:
+        item, layer, depth = pending.pop()
+        if depth > 4 * NESTING_DEPTH:
+            raise InputError(f"'{source}': its configuration is nested too deeply")
+        if isinstance(item, dict):
+            if isinstance(item.get("config"), dict) and "name" in item["config"]:
+                layer = str(item["config"]["name"])
+            if "class_name" in item:
+                yield item, layer
+            pending += [(value, layer, depth + 1) for value in item.values()]
+        elif isinstance(item, list):
+            pending += [(value, layer, depth + 1) for value in item]
+
+
+def _refuse_files(source: Path, layer: str, config: Any) -> None:
+    """Layers that read a vocabulary from a path, or anything from an address."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if isinstance(value, str) and ("://" in value or (key == "vocabulary" and value)):
+            raise InputError(
+                f"'{source}': layer '{layer}' reads '{value[:60]}'; a model file may read no other file"
+            )
+
+
+def inspect_saved_model(folder: Path, options: ImportOptions) -> None:
+    """Look at the operators of a SavedModel.
+
+    Raises:
+        InputError: It is damaged, or holds operators that run Python or touch files.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise InputError(f"'{folder}': '{path.name}' is a link; it is refused")
+    model = saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise InputError(f"'{folder}': saved_model.pb is damaged") from error
+    for graph in model.meta_graphs:
+        functions = graph.graph_def.library.function
+        for node in [*graph.graph_def.node, *(node for f in functions for node in f.node_def)]:
+            if any(name in node.op for name in _FILE_OPS) and not options.allow_code:
+                raise InputError(
+                    f"'{folder}': operator '{node.name}' ({node.op}) runs Python or touches files, "
+                    "so it is refused"
+                )

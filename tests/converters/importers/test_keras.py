@@ -1,0 +1,92 @@
+"""Keras files: what is refused before Keras sees it, and what imports."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from graphopt.converters.importers._keras.inspection import inspect_file
+from graphopt.errors import InputError
+from graphopt.import_options import ImportOptions
+
+SOURCES = Path(__file__).parents[3] / "fixtures" / "sources"
+
+
+@pytest.fixture
+def keras_file(tmp_path):
+    """The digits model with one more layer in its configuration."""
+
+    def write(layer: dict, **members: bytes) -> Path:
+        path = tmp_path / "model.keras"
+        with zipfile.ZipFile(SOURCES / "digits.keras") as old, zipfile.ZipFile(path, "w") as new:
+            config = json.loads(old.read("config.json"))
+            config["config"]["layers"].append(layer)
+            new.writestr("config.json", json.dumps(config))
+            new.writestr("model.weights.h5", old.read("model.weights.h5"))
+            for name, content in members.items():
+                new.writestr(name, content)
+        return path
+
+    return write
+
+
+def layer(name: str, module: str = "keras.layers", registered: str | None = None, **config) -> dict:
+    named = {"name": "suspect", **config}
+    return {"class_name": name, "module": module, "registered_name": registered, "config": named}
+
+
+@pytest.mark.parametrize("name", ["digits.keras", "digits.h5"])
+def test_ordinary_files_pass(name):
+    inspect_file(SOURCES / name, ImportOptions())
+
+
+@pytest.mark.parametrize(
+    ("suspect", "message"),
+    [
+        (layer("Lambda"), r"layer 'suspect' \(Lambda\) holds code; --allow-code lets it run"),
+        (layer("TFSMLayer", filepath="/tmp/x"), r"\(TFSMLayer\) holds code"),
+        (layer("get_file", "keras.utils"), r"is of keras\.utils: say --custom-object"),
+        (layer("load_model", "keras.models"), r"is of keras\.models: say --custom-object"),
+        (layer("system", "os"), r"is of os: say --custom-object package\.module:system"),
+        (layer("Mine", "my.code", "my>Mine"), r"--custom-object package\.module:Mine"),
+        (layer("StringLookup", vocabulary="/etc/passwd"), "reads '/etc/passwd'"),
+        (layer("Dense", origin="http://example.org/x"), "reads 'http://example.org/x'"),
+        (layer("Dense", activation={"class_name": "function", "config": "f", "module": "os"}), "holds code"),
+    ],
+)
+def test_what_could_run_code_is_refused(keras_file, suspect, message):
+    with pytest.raises(InputError, match=message) as caught:
+        inspect_file(keras_file(suspect), ImportOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_allow_it(keras_file):
+    inspect_file(keras_file(layer("Lambda")), ImportOptions(allow_code=True))
+    options = ImportOptions(custom_objects=("my.code:Mine",))
+    inspect_file(keras_file(layer("Mine", "my.code", "my>Mine")), options)
+
+
+def test_other_members_and_damage(keras_file, tmp_path):
+    with pytest.raises(InputError, match=r"member 'data\.pkl' is none of a Keras file"):
+        inspect_file(keras_file(layer("Dense"), **{"data.pkl": b"x"}), ImportOptions())
+    whole = (SOURCES / "digits.h5").read_bytes()
+    for name in ("cut.keras", "cut.h5"):
+        (tmp_path / name).write_bytes(whole[:5000])
+        with pytest.raises(InputError, match="damaged"):
+            inspect_file(tmp_path / name, ImportOptions())
+
+
+def test_weights_alone_and_links(tmp_path):
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file["kernel"] = np.zeros(3)
+    with pytest.raises(InputError, match="holds weights only"):
+        inspect_file(tmp_path / "weights.h5", ImportOptions())
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["kernel"] = h5py.ExternalLink("other.h5", "/x")
+    with pytest.raises(InputError, match="link to elsewhere"):
+        inspect_file(tmp_path / "link.h5", ImportOptions())
