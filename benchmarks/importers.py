@@ -1,8 +1,7 @@
 """Import many sources through the child process and check each: the table in docs/importers.md.
 
-    python benchmarks/importers.py keras torch
     python benchmarks/importers.py tflite --models FOLDER --only selfie
-    python benchmarks/importers.py keras torch tflite --models FOLDER --markdown docs/importers.md
+    python benchmarks/importers.py tflite --models FOLDER --markdown docs/importers.md
 
 Each source is imported as `graphopt convert` does it. What is checked of the result shares no code with
 graphopt but the drawing of inputs: the file passes the ONNX checker, onnxruntime loads it (its optimizer off,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from _import_case import Case
 
 HEADER = ["source", "format", "imported", "max rel", "optimized", "nodes", "transposes", "s", "notes"]
-FAMILIES = ("keras", "torch", "tflite")
+FAMILIES = ("tflite",)
 
 
 class Row(NamedTuple):
@@ -130,7 +129,7 @@ def _quantized_problems(target: Path, references: Any) -> list[str]:
 
 def _cases(family: str, folder: Path, models: list[Path], only: list[str]) -> Iterator[Case]:
     module = importlib.import_module(f"_import_{family}")
-    for source in models if family == "tflite" else [folder]:
+    for source in models or [folder]:
         yield from module.cases(source, only)
 
 

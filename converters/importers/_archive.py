@@ -34,6 +34,8 @@ def check_archive(source: Path) -> list[zipfile.ZipInfo]:
     if len(members) > ARCHIVE_MEMBERS:
         raise InputError(f"'{source}': has {len(members):,} members; {ARCHIVE_MEMBERS:,} are the limit")
     reason = next((why for why in map(_refusal, members) if why), "") or _overlap(members)
+    if not reason and members and min(member.header_offset for member in members):
+        reason = "damaged archive: it is cut, or has something before it"  # an archive within was found
     if not reason and len({member.filename for member in members}) < len(members):
         reason = "two members have one name"
     if not reason and sum(member.file_size for member in members) > max(ARCHIVE_EXPANSION * size, MIB):
