@@ -16,31 +16,40 @@ from typing import Any
 from graphopt.converters.importers._archive import check_archive, read_member
 from graphopt.errors import InputError
 from graphopt.import_options import ImportOptions
-from graphopt.limits import ARCHIVE_MEMBER, MIB, NESTING_DEPTH
+from graphopt.limits import ARCHIVE_MEMBER, MIB, NESTING_DEPTH, PROTOBUF_MAX
 
 __all__ = ["inspect_file", "inspect_saved_model"]
 
 _PACKAGES = "keras keras.src tensorflow.keras tf_keras tf_keras.src"
 _KINDS = (
-    "activations constraints dtype_policies initializers layers mixed_precision models ops regularizers "
-    "quantizers engine"
+    "activations constraints dtype_policies initializers layers losses metrics mixed_precision models ops "
+    "optimizers random regularizers quantizers engine"
 )
 #: Modules of Keras whose objects only compute.
-_MODULES = tuple(f"{package}.{kind}" for package in _PACKAGES.split() for kind in _KINDS.split())
+_MODULES = tuple(f"{package}.{kind}." for package in _PACKAGES.split() for kind in _KINDS.split())
 _MODULES_WITHOUT_KIND = ("keras", "keras.src.models", "keras.src.ops", "builtins", "", "None")
-_CODE = frozenset(
-    {"Lambda", "__lambda__", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper", "function"}
+_PLAIN_DATA = frozenset({"__tuple__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__"})
+_RUNS_CODE = (
+    "Lambda __lambda__ TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper TFOpLambda TensorFlowOpLayer "
+    "SlicingOpLambda ClassMethod InstanceMethod InstanceProperty function"
 )
+_CODE = frozenset(_RUNS_CODE.split())
 #: Parts of the names of operators that run Python or touch files.
 _FILE_OPS = (
+    "CSVDataset",
+    "CacheDataset",
     "DebugIdentity",
     "FixedLengthRecord",
     "InitializeTableFromTextFile",
+    "LMDB",
     "LoadDataset",
     "MatchingFiles",
+    "PrintV2",
     "PyFunc",
     "ReadFile",
     "SaveDataset",
+    "Snapshot",
+    "SummaryWriter",
     "TFRecord",
     "TextLine",
     "WholeFileReader",
@@ -57,7 +66,14 @@ def inspect_file(source: Path, options: ImportOptions) -> None:
     """
     with source.open("rb") as file:
         start = file.read(4)
-    if start == b"PK\x03\x04":
+    # Keras goes by the suffix: what is both an archive and HDF5 must be looked at as what Keras will read.
+    archive = source.suffix.lower() == ".keras"
+    if start != (b"PK\x03\x04" if archive else b"\x89HDF"):
+        raise InputError(
+            f"'{source}': is no {'.keras archive' if archive else 'HDF5 file'}, or is damaged; the "
+            "suffixes are .keras for archives, .h5 and .hdf5 for HDF5"
+        )
+    if archive:
         for member in check_archive(source):
             name = member.filename
             if name not in ("config.json", "metadata.json", "model.weights.h5") and not name.startswith(
@@ -66,19 +82,19 @@ def inspect_file(source: Path, options: ImportOptions) -> None:
                 raise InputError(f"'{source}': member '{name}' is none of a Keras file")
         config = read_member(source, "config.json", _CONFIG_LIMIT)
         _inspect_hdf5(source, io.BytesIO(read_member(source, "model.weights.h5", ARCHIVE_MEMBER)))
-    elif start == b"\x89HDF":
+    else:
         config = _inspect_hdf5(source, source)
         if not config:
             raise InputError(
                 f"'{source}': holds weights only; save the whole model (model.save), or rebuild it in "
                 "Python and load the weights there"
             )
-    else:
-        raise InputError(f"'{source}': is no Keras file, or is damaged")
     try:
         parsed = json.loads(config)
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{source}': damaged configuration") from error
+    if isinstance(parsed, dict):
+        parsed.pop("compile_config", None)  # not read: models are loaded with compile=False
     _inspect_config(source, parsed, options)
 
 
@@ -88,10 +104,14 @@ def _inspect_hdf5(source: Path, file: Any) -> bytes:
 
     try:
         with h5py.File(file, "r") as opened:
-            size = opened.id.get_filesize()
-            pending = [opened]
+            left = 100 * opened.id.get_filesize() + MIB  # bytes that all datasets may have
+            pending, seen = [opened], set()
             while pending:
                 group = pending.pop()
+                address = h5py.h5o.get_info(group.id).addr
+                if address in seen:
+                    raise InputError(f"'{source}': a group is in two places; it is refused")
+                seen.add(address)
                 for name in group:
                     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                         raise InputError(f"'{source}': '{name}' is a link to elsewhere; it is refused")
@@ -100,16 +120,20 @@ def _inspect_hdf5(source: Path, file: Any) -> bytes:
                         pending.append(item)
                     elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
                         raise InputError(f"'{source}': '{name}' lies in another file; it is refused")
-                    elif isinstance(item, h5py.Dataset) and item.nbytes > 100 * size + MIB:
-                        raise InputError(f"'{source}': '{name}' is much larger than the file")
+                    elif isinstance(item, h5py.Dataset):
+                        left -= item.nbytes
+                        if left < 0:
+                            raise InputError(f"'{source}': '{name}' is much larger than the file")
             config = opened.attrs.get("model_config", b"")
     except (OSError, KeyError, ValueError, RuntimeError, RecursionError) as error:
         raise InputError(f"'{source}': damaged HDF5: {str(error).splitlines()[0]}") from error
-    return config.encode() if isinstance(config, str) else bytes(config)
+    if not isinstance(config, str | bytes):
+        raise InputError(f"'{source}': damaged configuration")
+    return config.encode() if isinstance(config, str) else config
 
 
 def _inspect_config(source: Path, config: Any, options: ImportOptions) -> None:
-    custom = {spec.rpartition(":")[2] for spec in options.custom_objects}
+    custom = [tuple(spec.split(":", 1)) for spec in options.custom_objects]
     for entry, layer in _objects(source, config):
         name = str(entry["class_name"])
         module = str(entry.get("module"))
@@ -118,16 +142,26 @@ def _inspect_config(source: Path, config: Any, options: ImportOptions) -> None:
             if not options.allow_code:
                 raise InputError(f"{where} holds code; --allow-code lets it run")
             continue
-        is_class = name[:1].isupper() or name.startswith("__")
-        known = is_class and (module in _MODULES_WITHOUT_KIND or module.startswith(_MODULES))
+        is_class = name[:1].isupper() or name in _PLAIN_DATA
+        known = is_class and (module in _MODULES_WITHOUT_KIND or f"{module}.".startswith(_MODULES))
         registered = entry.get("registered_name")
-        if name in custom or str(registered).rpartition(">")[2] in custom:
+        if any(_is_custom(entry, *spec) for spec in custom):
             continue
         if not known or (registered not in (None, name) and ">" in str(registered)):
             raise InputError(
                 f"{where} is of {module}: say --custom-object package.module:{name} to import and run it"
             )
         _refuse_files(source, layer, entry.get("config"))
+
+
+def _is_custom(entry: dict[str, Any], module: str, name: str) -> bool:
+    """Whether a configuration names just the object that the user named."""
+    registered = entry.get("registered_name")
+    return (
+        entry["class_name"] == name
+        and entry.get("module") in (module, None, "__main__")
+        and (registered is None or str(registered).rpartition(">")[2] == name)
+    )
 
 
 def _objects(source: Path, config: Any) -> Iterator[tuple[dict[str, Any], str]]:
@@ -167,10 +201,14 @@ def inspect_saved_model(folder: Path, options: ImportOptions) -> None:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
+    from graphopt.converters.importers._keras.checkpoints import misused
+
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise InputError(f"'{folder}': '{path.name}' is a link; it is refused")
     model = saved_model_pb2.SavedModel()
+    if (folder / "saved_model.pb").stat().st_size > PROTOBUF_MAX:
+        raise InputError(f"'{folder}': saved_model.pb is too large")
     try:
         model.ParseFromString((folder / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
@@ -183,3 +221,9 @@ def inspect_saved_model(folder: Path, options: ImportOptions) -> None:
                     f"'{folder}': operator '{node.name}' ({node.op}) runs Python or touches files, "
                     "so it is refused"
                 )
+        for asset in graph.asset_file_def:
+            if ".." in Path(asset.filename).parts or Path(asset.filename).is_absolute():
+                raise InputError(f"'{folder}': asset '{asset.filename}' lies outside; it is refused")
+        reason = "" if options.allow_code else misused(graph)
+        if reason:
+            raise InputError(f"'{folder}': {reason}, so it is refused")

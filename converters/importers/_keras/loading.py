@@ -30,6 +30,9 @@ def load(source: Path, options: ImportOptions) -> Subject:
     inspection.inspect_file(source, options)
     import keras
 
+    keras_2_is_there = importlib.util.find_spec("tf_keras") is not None
+    if keras_2_is_there and source.suffix.lower() != ".keras":
+        importlib.import_module("tf_keras")  # before the guard: what it does on import is its own
     custom = {spec.rpartition(":")[2]: _named(spec) for spec in options.custom_objects}
     lift = _guard.forbid_code(str(source), pickles=True)
     try:
@@ -41,8 +44,7 @@ def load(source: Path, options: ImportOptions) -> Subject:
     except Exception as error:
         if source.suffix.lower() == ".keras":
             raise InputError(f"'{source}': Keras cannot load it: {first_line(error)}") from error
-        lift()
-        return _keras_2(source, custom, error)
+        return _keras_2(source, custom, error)  # under the same guard
     finally:
         lift()
     return from_model(model)

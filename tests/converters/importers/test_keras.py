@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from graphopt.converters.importers._keras.inspection import inspect_file
+from graphopt.converters.importers._keras.inspection import inspect_file, inspect_saved_model
 from graphopt.errors import InputError
 from graphopt.import_options import ImportOptions
 
@@ -63,6 +63,73 @@ def test_what_could_run_code_is_refused(keras_file, suspect, message):
     with pytest.raises(InputError, match=message) as caught:
         inspect_file(keras_file(suspect), ImportOptions())
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_an_archive_and_hdf5_is_what_its_suffix_says(tmp_path):
+    archive, hdf5 = (SOURCES / "digits.keras").read_bytes(), (SOURCES / "digits.h5").read_bytes()
+    for name, content in (("a.h5", archive + hdf5), ("a.keras", hdf5 + archive), ("b.keras", hdf5)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="the suffixes are"):
+            inspect_file(tmp_path / name, ImportOptions())
+
+
+def test_only_the_object_that_was_named_is_let_through(keras_file):
+    options = ImportOptions(custom_objects=("my.code:Mine",))
+    for suspect in (
+        layer("system", "os", "X>Mine"),
+        layer("Mine", "os"),
+        layer("Mine", "my.code", "a>Other"),
+    ):
+        with pytest.raises(InputError, match="say --custom-object"):
+            inspect_file(keras_file(suspect), options)
+
+
+@pytest.mark.parametrize(
+    "suspect",
+    [layer("Dense", "keras.layers_evil"), layer("__typespec__", "builtins"), layer("TFOpLambda")],
+)
+def test_near_misses_of_the_allow_list(keras_file, suspect):
+    with pytest.raises(InputError, match=r"say --custom-object|holds code"):
+        inspect_file(keras_file(suspect), ImportOptions())
+
+
+def test_compiled_models_pass(keras_file):
+    inspect_file(keras_file(layer("SeedGenerator", "keras.random")), ImportOptions())
+    inspect_file(keras_file(layer("Adam", "keras.optimizers")), ImportOptions())
+
+
+def test_a_cycle_of_groups_ends(tmp_path):
+    with h5py.File(tmp_path / "cycle.h5", "w") as file:
+        file.create_group("a")["again"] = file["/"]
+    with pytest.raises(InputError, match="a group is in two places"):
+        inspect_file(tmp_path / "cycle.h5", ImportOptions())
+
+
+def test_an_empty_configuration(tmp_path):
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file.attrs["model_config"] = h5py.Empty("f")
+    with pytest.raises(InputError, match="damaged configuration"):
+        inspect_file(tmp_path / "empty.h5", ImportOptions())
+
+
+@pytest.mark.parametrize(
+    "op", ["SaveV2", "RestoreV2", "MergeV2Checkpoints", "PrintV2", "WriteFile", "PyFunc"]
+)
+def test_operators_that_touch_files_in_a_signature(tmp_path, op):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString((SOURCES / "digits_saved_model" / "saved_model.pb").read_bytes())
+    (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
+    inspect_saved_model(tmp_path, ImportOptions())  # its own saver's are ordinary
+    graph = model.meta_graphs[0]
+    served = set(graph.object_graph_def.concrete_functions)
+    next(f for f in graph.graph_def.library.function if f.signature.name in served).node_def.add(
+        op=op, name="x"
+    )
+    (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="files"):
+        inspect_saved_model(tmp_path, ImportOptions())
 
 
 def test_flags_allow_it(keras_file):
