@@ -1,7 +1,7 @@
 """Operators that read and write checkpoints, where only the saver of a SavedModel may use them.
 
-Every SavedModel has two functions with SaveV2 and RestoreV2 for its own saver, which nothing else calls. Called
-by anything that loading or a signature runs, they would write and read files that the model names.
+Every SavedModel has two functions with SaveV2 and RestoreV2 for its own saver, which nothing else calls.
+Called by anything that loading or a signature runs, they would write and read files that the model names.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ _KINDS = (
 #: Modules of Keras whose objects only compute.
 _MODULES = tuple(f"{package}.{kind}." for package in _PACKAGES.split() for kind in _KINDS.split())
 _MODULES_WITHOUT_KIND = ("keras", "keras.src.models", "keras.src.ops", "builtins", "", "None")
-_PLAIN_DATA = frozenset({"__tuple__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__"})
+_PLAIN_DATA = frozenset(
+    {"__tuple__", "__numpy__", "__tensor__", "__keras_tensor__", "__ellipsis__", "__slice__"}
+)
 _RUNS_CODE = (
     "Lambda __lambda__ TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper TFOpLambda TensorFlowOpLayer "
     "SlicingOpLambda ClassMethod InstanceMethod InstanceProperty function"

@@ -93,6 +93,20 @@ def test_near_misses_of_the_allow_list(keras_file, suspect):
         inspect_file(keras_file(suspect), ImportOptions())
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras itself
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_networks_that_keras_writes_pass(tmp_path, suffix):
+    import keras
+
+    given = keras.Input((7, 8))
+    attended = keras.layers.MultiHeadAttention(2, 4)(given, given)
+    masked = keras.layers.Bidirectional(keras.layers.LSTM(3))(attended * 2.0 + given)
+    model = keras.Model(given, keras.layers.Dense(2, activation="gelu")(masked))
+    model.compile("adam", "mse")
+    model.save(tmp_path / f"model{suffix}")
+    inspect_file(tmp_path / f"model{suffix}", ImportOptions())
+
+
 def test_compiled_models_pass(keras_file):
     inspect_file(keras_file(layer("SeedGenerator", "keras.random")), ImportOptions())
     inspect_file(keras_file(layer("Adam", "keras.optimizers")), ImportOptions())
