@@ -3,6 +3,9 @@
 ``torch.load`` without ``weights_only``, ``torch.jit.load`` and ``torch.export.load`` read pickles, which run
 code; the latter does so even for a program of plain tensors (its sample inputs). So every pickle in the
 archive is searched for the names that it would look up, and only those that make tensors are let through.
+
+That is no proof for exported programs: torch evaluates expressions and guards of their JSON as Python, so that
+they are imported only where the user trusts them.
 """
 
 from __future__ import annotations
@@ -45,9 +48,9 @@ def kind(source: Path) -> Kind:
     Raises:
         InputError: It is none of what torch writes, or a damaged one.
     """
-    if not zipfile.is_zipfile(source):
-        with source.open("rb") as file:
-            start = file.read(2)
+    with source.open("rb") as file:
+        start = file.read(4)
+    if start != b"PK\x03\x04":  # as torch tells them apart
         if start[:1] == b"\x80":  # PROTO, as torch wrote before 1.6
             return "pickle"
         raise InputError(f"'{source}': is nothing that torch writes, or is damaged")
@@ -119,13 +122,16 @@ def check_torchscript(source: Path) -> None:
     Raises:
         InputError: It holds something else.
     """
-    for member in check_archive(source):
+    members = check_archive(source)
+    if len({member.filename.lower() for member in members}) < len(members):
+        raise InputError(f"'{source}': two members differ by case only, which torch does not tell apart")
+    for member in members:
         name = member.filename
-        if name.endswith(".pkl"):
+        if name.lower().endswith((".pkl", "_pkl")):  # torch finds members whatever their case
             _refuse_foreign(
                 source, name, read_member(source, name, PICKLE), ("__torch__", "torch.jit._pickle")
             )
-        elif "/code/" in name and name.endswith(".py"):
+        elif name.lower().endswith(".py"):
             text = read_member(source, name, PICKLE).decode("utf-8", "replace")
             match = _FILES.search(text)
             if match:

@@ -67,6 +67,21 @@ def test_code_in_torchscript(with_member):
         inspection.check_torchscript(with_member("digits.pt", "digits/code/__torch__.py", text))
 
 
+def test_an_exported_program_needs_trust():
+    with pytest.raises(InputError, match=r"can run code that the file holds; --allow-code imports one"):
+        importing.import_source(str(SOURCES / "digits.pt2"))
+
+
+def test_torchscript_in_other_letters(with_member):
+    text = b"def forward(self, x):\n  return torch.from_file('/etc/passwd')\n"
+    with pytest.raises(InputError, match="reads or writes files"):
+        inspection.check_torchscript(with_member("digits.pt", "digits/CODE/other.PY", text))
+    with pytest.raises(InputError, match=r"looks up os\.system"):
+        inspection.check_torchscript(with_member("digits.pt", "digits/OTHER.PKL", CODE))
+    with pytest.raises(InputError, match="differ by case only"):
+        inspection.check_torchscript(with_member("digits.pt", "digits/DATA.PKL", b"\x80\x04}."))
+
+
 def test_what_is_no_model_says_what_to_do(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "weights.pt")
     assert inspection.kind(tmp_path / "weights.pt") == "weights"
