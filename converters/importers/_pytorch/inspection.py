@@ -4,8 +4,8 @@
 code; the latter does so even for a program of plain tensors (its sample inputs). So every pickle in the
 archive is searched for the names that it would look up, and only those that make tensors are let through.
 
-That is no proof for exported programs: torch evaluates expressions and guards of their JSON as Python, so that
-they are imported only where the user trusts them.
+That is no proof for exported programs: torch evaluates expressions and guards of their JSON as Python, so
+that they are imported only where the user trusts them.
 """
 
 from __future__ import annotations
