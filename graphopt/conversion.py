@@ -18,13 +18,16 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import InputError, MissingExtraError, OutputError
 from graphopt.import_options import ImportOptions
+
+if TYPE_CHECKING:
+    from graphopt.references import References
 
 __all__ = [
     "Emitter",
@@ -122,6 +125,7 @@ class Exported:
         others: Other ways in which the framework runs the source (a delegate): what they make is compared
             and noted, and decides nothing.
         notes: What the user should know, a line each.
+        references: What ``run`` made of the drawn samples, if the exporter asked already.
     """
 
     model: Path
@@ -131,6 +135,7 @@ class Exported:
     tolerance: Tolerance = Tolerance()
     others: Mapping[str, Runner] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    references: References | None = None
 
 
 class Emitter(abc.ABC):

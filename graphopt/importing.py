@@ -128,7 +128,9 @@ def import_exported(
     """The same for what a framework's exporter made in this process, of an object that lives here."""
     started = perf_counter()
     raw = io.load(exported.model)
-    made = references.make(exported, framework, options) if options.verify else None
+    made = None
+    if options.verify:
+        made = exported.references or references.make(exported, framework, options)
     facts = _Facts(source, format, exported.versions, list(exported.notes), started)
     return _finish(raw, made, exported.tolerance, facts, options, _silent)
 

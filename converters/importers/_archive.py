@@ -14,9 +14,20 @@ from pathlib import Path, PurePosixPath
 from graphopt.errors import InputError
 from graphopt.limits import ARCHIVE_EXPANSION, ARCHIVE_MEMBERS, MIB
 
-__all__ = ["check_archive", "read_member"]
+__all__ = ["check_archive", "member_names", "read_member"]
 
 _ENCRYPTED = 0x1
+#: What zipfile raises where a file is no archive, or a damaged one.
+_DAMAGE = (OSError, zipfile.BadZipFile, ValueError, NotImplementedError)
+
+
+def member_names(source: Path) -> list[str]:
+    """What an archive holds, to recognize it by; nothing where the file is no archive."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.namelist()
+    except _DAMAGE:
+        return []
 
 
 def check_archive(source: Path) -> list[zipfile.ZipInfo]:
@@ -29,7 +40,7 @@ def check_archive(source: Path) -> list[zipfile.ZipInfo]:
         size = source.stat().st_size
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise InputError(f"'{source}': damaged archive: {error}") from error
     if len(members) > ARCHIVE_MEMBERS:
         raise InputError(f"'{source}': has {len(members):,} members; {ARCHIVE_MEMBERS:,} are the limit")

@@ -7,13 +7,15 @@ be taken out again, which is why it is only for a child process.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from graphopt.errors import InputError
+from graphopt.errors import GraphoptError, InputError
+from graphopt.runtime.evaluate import first_line
 
-__all__ = ["forbid_code"]
+__all__ = ["forbid_code", "loading"]
 
 _FORBIDDEN = frozenset(
     {
@@ -30,6 +32,24 @@ _FORBIDDEN = frozenset(
         "urllib.Request",
     }
 )
+
+
+@contextlib.contextmanager
+def loading(source: str, framework: str, *, pickles: bool = False) -> Iterator[None]:
+    """Let a framework load a file under :func:`forbid_code`.
+
+    Raises:
+        InputError: It could not, in one line; what graphopt itself raises passes.
+    """
+    lift = forbid_code(source, pickles=pickles)
+    try:
+        yield
+    except GraphoptError:
+        raise
+    except Exception as error:  # damaged files raise anything
+        raise InputError(f"'{source}': {framework} cannot load it: {first_line(error)}") from error
+    finally:
+        lift()
 
 
 def forbid_code(source: str, *, pickles: bool = False) -> Callable[[], None]:

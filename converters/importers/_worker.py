@@ -48,7 +48,7 @@ def _answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     notes = list(exported.notes)
     if options.verify:
-        made = references.make(exported, request["framework"], options)
+        made = exported.references or references.make(exported, request["framework"], options)
         references.save(made, folder / "references.npz")
     return {
         "model": exported.model.name,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from graphopt.conversion import FrameworkImporter, register_importer
+from graphopt.converters.importers._archive import member_names
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -30,11 +30,7 @@ class KerasImporter(_TensorFlowImporter):
         with source.open("rb") as file:
             if file.read(len(_HDF5)) == _HDF5:
                 return True
-        try:
-            with zipfile.ZipFile(source) as archive:
-                return {"config.json", "model.weights.h5"} <= set(archive.namelist())
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-            return False
+        return {"config.json", "model.weights.h5"} <= set(member_names(source))
 
 
 @register_importer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 from graphopt.conversion import FrameworkImporter, register_importer
+from graphopt.converters.importers._archive import member_names
 from graphopt.errors import InputError
 from graphopt.import_options import ImportOptions
 
@@ -30,7 +30,7 @@ class ExportedProgramImporter(_PyTorchImporter):
 
     def recognizes(self, source: Path) -> bool:
         """An archive with a member ``archive_format``."""
-        return any(name.endswith("/archive_format") for name in _members(source))
+        return any(name.endswith("/archive_format") for name in member_names(source))
 
 
 @register_importer
@@ -42,7 +42,7 @@ class TorchScriptImporter(_PyTorchImporter):
 
     def recognizes(self, source: Path) -> bool:
         """An archive with ``constants.pkl`` and code."""
-        names = _members(source)
+        names = member_names(source)
         return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
 
 
@@ -62,11 +62,3 @@ class PyTorchCodeImporter(_PyTorchImporter):
         """Code does not say what it takes."""
         if not options.inputs:
             raise InputError(f"'{source}': what does it take? Say it with --input x=float32[batch,3,224,224]")
-
-
-def _members(source: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            return archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return []

@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from graphopt import io
 from graphopt.conversion import Exported, Tolerance
+from graphopt.converters.importers._interface import ordered_inputs
 from graphopt.converters.importers._keras.subject import Port, Subject
 from graphopt.errors import UnsupportedError
 from graphopt.import_options import ImportOptions
@@ -60,22 +62,23 @@ def _translated(subject: Subject, handlers: dict[str, Any]) -> onnx.ModelProto:
     import tensorflow as tf
     import tf2onnx
 
-    specs = [
-        tf.TensorSpec(port.shape, port.dtype, name=f"input_{i}") for i, port in enumerate(subject.inputs)
-    ]
+    specs = [tf.TensorSpec(port.shape, port.dtype, _traced(i)) for i, port in enumerate(subject.inputs)]
     function = tf.function(subject.call, input_signature=specs, autograph=False)
     try:
         proto: onnx.ModelProto
         proto, external = tf2onnx.convert.from_function(
             function, input_signature=specs, opset=_OPSET, custom_op_handlers=handlers
         )
-    except UnsupportedError:
-        raise
     except Exception as error:  # tf2onnx raises anything
         raise UnsupportedError(f"tf2onnx cannot translate it: {first_line(error)}") from error
     assert not external
     _refuse_foreign(proto)
     return proto
+
+
+def _traced(index: int) -> str:
+    """What an input is called in the trace."""
+    return f"input_{index}"
 
 
 def _refuse_foreign(proto: onnx.ModelProto) -> None:
@@ -97,16 +100,10 @@ def _refuse_foreign(proto: onnx.ModelProto) -> None:
 
 def _named(model: ir.Model, subject: Subject) -> ir.Model:
     """The user's names for inputs, outputs and free axes."""
-    by_name = {str(v.name).split(":")[0]: v for v in model.graph.inputs}
-    inputs = []
-    for index, port in enumerate(subject.inputs):
-        value = by_name.get(f"input_{index}")
-        if value is None:  # nothing uses it
-            value = ir.Value(type=ir.TensorType(ir.DataType.from_numpy(_numpy(port.dtype))))
-        value.name, value.shape = port.name, ir.Shape(_axes(port, index))
-        inputs.append(value)
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(inputs)
+    names = [_traced(index) for index in range(len(subject.inputs))]
+    inputs = ordered_inputs(model, names, [_dtype(port) for port in subject.inputs])
+    for value, port in zip(inputs, subject.inputs, strict=True):
+        value.name, value.shape = port.name, ir.Shape(_axes(port))
     taken = {port.name for port in subject.inputs}
     for index, (value, name) in enumerate(zip(list(model.graph.outputs), subject.outputs, strict=True)):
         named = f"{name}_output" if name in taken else name
@@ -131,7 +128,7 @@ def _name_output_axes(value: ir.Value, subject: Subject) -> None:
     value.shape = ir.Shape(axes)
 
 
-def _axes(port: Port, index: int) -> list[int | str]:
+def _axes(port: Port) -> list[int | str]:
     """A free first axis is ``batch``, others are called after the input."""
     return [
         size if size is not None else "batch" if number == 0 else f"{port.name}_{number}"
@@ -139,7 +136,7 @@ def _axes(port: Port, index: int) -> list[int | str]:
     ]
 
 
-def _numpy(dtype: str) -> Any:
+def _dtype(port: Port) -> ir.DataType:
     import tensorflow as tf
 
-    return tf.as_dtype(dtype).as_numpy_dtype
+    return ir.DataType.from_numpy(np.dtype(tf.as_dtype(port.dtype).as_numpy_dtype))

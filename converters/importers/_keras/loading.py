@@ -10,7 +10,7 @@ from typing import Any
 from graphopt.converters.importers import _guard
 from graphopt.converters.importers._keras import inspection
 from graphopt.converters.importers._keras.subject import Port, Subject, unique
-from graphopt.errors import InputError, MissingExtraError, UnsupportedError
+from graphopt.errors import GraphoptError, InputError, MissingExtraError, UnsupportedError
 from graphopt.import_options import ImportOptions
 from graphopt.runtime.evaluate import first_line
 
@@ -30,23 +30,20 @@ def load(source: Path, options: ImportOptions) -> Subject:
     inspection.inspect_file(source, options)
     import keras
 
-    keras_2_is_there = importlib.util.find_spec("tf_keras") is not None
-    if keras_2_is_there and source.suffix.lower() != ".keras":
+    if source.suffix.lower() != ".keras" and importlib.util.find_spec("tf_keras") is not None:
         importlib.import_module("tf_keras")  # before the guard: what it does on import is its own
     custom = {spec.rpartition(":")[2]: _named(spec) for spec in options.custom_objects}
-    lift = _guard.forbid_code(str(source), pickles=True)
-    try:
-        model = keras.models.load_model(
-            source, custom_objects=custom, compile=False, safe_mode=not options.allow_code
-        )
-    except InputError:
-        raise
-    except Exception as error:
-        if source.suffix.lower() == ".keras":
-            raise InputError(f"'{source}': Keras cannot load it: {first_line(error)}") from error
-        return _keras_2(source, custom, error)  # under the same guard
-    finally:
-        lift()
+    with _guard.loading(str(source), "Keras", pickles=True):
+        try:
+            model = keras.models.load_model(
+                source, custom_objects=custom, compile=False, safe_mode=not options.allow_code
+            )
+        except GraphoptError:
+            raise
+        except Exception as error:
+            if source.suffix.lower() == ".keras":
+                raise
+            return _keras_2(source, custom, error)  # under the same guard
     return from_model(model)
 
 
@@ -134,15 +131,8 @@ def _saved_model(folder: Path, options: ImportOptions) -> Subject:
     inspection.inspect_saved_model(folder, options)
     import tensorflow as tf
 
-    lift = _guard.forbid_code(str(folder), pickles=True)
-    try:
+    with _guard.loading(str(folder), "TensorFlow", pickles=True):
         loaded = tf.saved_model.load(str(folder))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"'{folder}': TensorFlow cannot load it: {first_line(error)}") from error
-    finally:
-        lift()
     signatures = dict(loaded.signatures)
     name = options.signature or ("serving_default" if "serving_default" in signatures else "serve")
     if name not in signatures:

@@ -15,6 +15,7 @@ import torch
 
 from graphopt import io, references
 from graphopt.conversion import Exported
+from graphopt.converters.importers._interface import ordered_inputs
 from graphopt.converters.importers._pytorch import sources
 from graphopt.converters.importers._pytorch.routes import dynamo, name_axes, torchscript
 from graphopt.converters.importers._pytorch.subject import Subject
@@ -77,11 +78,13 @@ def _named(subject: Subject, target: Path, options: ImportOptions, notes: list[s
     """What a route wrote, with the user's names; and which axes it lost.
 
     Raises:
-        UnsupportedError: It does not compute what the module computes.
+        UnsupportedError: It does not compute what the module computes, or has inputs of its own.
     """
     model = io.load(target)
-    for value, spec in zip(_wanted(model, subject), subject.inputs, strict=True):
-        value.name = spec.name
+    dtypes = [ir.DataType.from_numpy(example.numpy().dtype) for example in subject.examples]
+    names = [spec.name for spec in subject.inputs]
+    for value, spec in zip(ordered_inputs(model, names, dtypes), subject.inputs, strict=True):
+        value.shape = value.shape or ir.Shape(spec.shape)
     lost = name_axes(model, subject)
     named = target.with_name(f"{target.stem}.named.onnx")
     io.save(model, named)
@@ -89,6 +92,7 @@ def _named(subject: Subject, target: Path, options: ImportOptions, notes: list[s
     if not options.verify:
         return exported, f"axis {', '.join(lost)} is no longer free" if lost else ""
     made = references.make(exported, "PyTorch", options)
+    exported = replace(exported, references=made)
     outputs = evaluate.run(model, made.feeds).outputs
     reason = references.differs(made.outputs, outputs, exported.tolerance)
     if reason:
@@ -97,24 +101,3 @@ def _named(subject: Subject, target: Path, options: ImportOptions, notes: list[s
     if lost:
         return exported, f"axis {', '.join(lost)} is no longer free"
     return exported, fixed[0] if fixed else ""
-
-
-def _wanted(model: ir.Model, subject: Subject) -> list[ir.Value]:
-    """The inputs of the graph in the order of the subject; one that nothing uses comes back.
-
-    Raises:
-        UnsupportedError: The graph has inputs that the subject has not.
-    """
-    by_name = {value.name: value for value in model.graph.inputs}
-    known = [by_name.pop(spec.name, None) for spec in subject.inputs]
-    if by_name:
-        raise UnsupportedError(f"the exporter made inputs of its own: {', '.join(map(str, by_name))}")
-    values = []
-    for value, spec, example in zip(known, subject.inputs, subject.examples, strict=True):
-        if value is None:
-            dtype = ir.DataType.from_numpy(example.numpy().dtype)
-            value = ir.Value(name=spec.name, type=ir.TensorType(dtype), shape=ir.Shape(spec.shape))
-        values.append(value)
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(values)
-    return values

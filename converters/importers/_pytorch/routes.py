@@ -79,13 +79,12 @@ def torchscript(subject: Subject, target: Path) -> None:
         spec.name: {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
         for spec in subject.inputs
     }
-    module = subject.module if subject.program is None else subject.program.module()
     arguments: Any = subject.examples
     if subject.keywords:
         arguments = (dict(zip([s.name for s in subject.inputs], subject.examples, strict=True)),)
     with _quiet():
         torch.onnx.export(
-            module,
+            subject.module,
             arguments,
             str(target),
             dynamo=False,

@@ -47,15 +47,8 @@ def _exported_program(path: Path, options: ImportOptions) -> Subject:
             "one that you trust, package.module:factory with --weights needs no trust in a file"
         )
     inspection.check_exported_program(path)
-    lift = _guard.forbid_code(str(path))
-    try:
+    with _guard.loading(str(path), "torch.export"):
         program = torch.export.load(path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"'{path}': torch.export cannot load it: {first_line(error)}") from error
-    finally:
-        lift()
     inputs, examples = _inputs_of(program)
     module = program.module()
     with torch.no_grad():
@@ -96,15 +89,8 @@ def _torchscript(path: Path, options: ImportOptions) -> Subject:
     if not options.inputs:
         names = ", ".join(f"--input {name}=float32[batch,...]" for name in inspection.parameters(path))
         raise InputError(f"'{path}': TorchScript does not say which shapes it takes; say it with {names}")
-    lift = _guard.forbid_code(str(path))
-    try:
+    with _guard.loading(str(path), "TorchScript"):
         module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"'{path}': TorchScript cannot load it: {first_line(error)}") from error
-    finally:
-        lift()
     return with_examples(module.eval(), options.inputs)
 
 

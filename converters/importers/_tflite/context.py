@@ -99,6 +99,17 @@ class State:
         self.assigned: dict[str, Array | None] = {}
         self.initial: dict[str, Array | None] = {}
 
+    def begin(self, name: str, tensor: Tensor, build: Builder, place: str) -> ir.Value:
+        """What a variable holds before the run: an input of the model."""
+        value = ir.Value(
+            name=build.unique(name),
+            type=ir.TensorType(onnx_type(tensor, place)),
+            shape=ir.Shape(tensor.shape),
+        )
+        self.values[name] = self.inputs[name] = value
+        self.tensors[name] = tensor
+        return value
+
 
 class Context:
     """One call of a subgraph.
@@ -227,17 +238,14 @@ class Context:
         if tensor.type in ("INT32", "INT64") and tensor.quantization is not None:
             if tensor.quantization.zero_point.any():
                 raise ValueError(f"its bias '{tensor.name}' has a zero point")
-            stored, array = self.stored(index), self.array(index)
-            if tensor.type == "INT64":  # of int16 operators; ONNX has no DequantizeLinear of int64
-                real = self.build.cast(stored, ir.DataType.FLOAT) if array is None else None
-                scale = self.build.constant(tensor.quantization.scale.reshape(-1), "scale")
-                if real is not None:
-                    return self.build.op("Mul", real, scale)
-                assert array is not None
-                return self.build.constant(
-                    (array * tensor.quantization.scale.astype(np.float64)).astype(np.float32), tensor.name
-                )
-            return self.dequantize(stored, tensor)
+            if tensor.type == "INT32":
+                return self.dequantize(self.stored(index), tensor)
+            # INT64, of int16 operators: ONNX has no DequantizeLinear of it.
+            array, scale = self.array(index), tensor.quantization.scale
+            if array is not None:
+                return self.build.constant((array * scale.astype(np.float64)).astype(np.float32), tensor.name)
+            real = self.build.cast(self.stored(index), ir.DataType.FLOAT)
+            return self.build.op("Mul", real, self.build.constant(scale.reshape(-1), "scale"))
         return self.real(index)
 
     def dequantize(self, value: ir.Value, tensor: Tensor, axis: int | None = None) -> ir.Value:

@@ -122,11 +122,6 @@ class Operator:
     custom_options: bytes = b""
     place: str = ""
 
-    @property
-    def title(self) -> str:
-        """The name that the user knows it by."""
-        return self.custom or self.name
-
     def input(self, position: int) -> int:
         """The tensor at an input; -1 where it is left out."""
         return self.inputs[position] if position < len(self.inputs) else -1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.converters.importers._tflite.context import Context
+from graphopt.converters.importers._tflite.context import Context, onnx_type
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.errors import UnsupportedError
 
@@ -19,6 +19,7 @@ __all__ = [
     "clip",
     "finish",
     "finish_first",
+    "finish_int64",
     "finish_stored",
     "normal_axis",
     "output_name",
@@ -71,6 +72,13 @@ def finish_stored(ctx: Context, op: Operator, value: ir.Value, source: int) -> N
         tensor = ctx.tensor(source)
         real = ctx.dequantize(value, tensor) if tensor.quantized else value
         ctx.set_real(op.outputs[0], real)
+
+
+def finish_int64(ctx: Context, index: int, op: Operator, value: ir.Value) -> None:
+    """Sizes or indices, which ONNX makes as int64, become an output of the file's integer type."""
+    tensor = ctx.tensor(index)
+    wanted = onnx_type(tensor, op.place)
+    ctx.set(index, value if wanted == ir.DataType.INT64 else ctx.build.cast(value, wanted, tensor.name))
 
 
 def _order(rank: int, last: bool) -> list[int]:

@@ -17,6 +17,8 @@ from graphopt.converters.importers._tflite.operators._common import (
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
 
+__all__ = ["convolve_transposed"]
+
 
 def _numbers(op: Operator, what: str, axes: str) -> list[int]:
     return [int(op.options.get(f"{what}{axis}", 1)) for axis in axes]
@@ -45,14 +47,26 @@ def _convolve(ctx: Context, op: Operator, order: Sequence[int], axes: str, group
         "group": groups,
         **padding(op.options.get("padding", SAME), ctx.dims(data)[1:-1], shape[2:], strides, dilations),
     }
-    name = output_name(ctx, op)
+    _conv(ctx, op, "Conv", (data, weight, op.input(2)), order, attributes)
+
+
+def _conv(
+    ctx: Context,
+    op: Operator,
+    op_type: str,
+    tensors: tuple[int, int, int],
+    order: Sequence[int],
+    attributes: dict[str, Any],
+) -> None:
+    """The node, of data, weight and bias; ``order`` takes the weight to the axes that ONNX has."""
+    data, weight, bias = tensors
     inputs = [
         real_first(ctx, data),
         ctx.weight(weight, lambda array: array.transpose(order), _channel_axis(ctx, weight, order)),
-        ctx.bias(op.input(2)),
+        ctx.bias(bias),
     ]
-    (made,) = ctx.build.nodes_of("Conv", inputs, attributes, 1, name)
-    finish_first(ctx, op, made, rank)
+    (made,) = ctx.build.nodes_of(op_type, inputs, attributes, 1, output_name(ctx, op))
+    finish_first(ctx, op, made, len(order))
 
 
 def _channel_axis(ctx: Context, weight: int, order: Sequence[int]) -> int | None:
@@ -75,7 +89,23 @@ def _depthwise(ctx: Context, op: Operator) -> None:
     _convolve(ctx, op, (3, 0, 1, 2), "HW", ctx.tensor(op.inputs[0]).shape[-1])
 
 
-def transposed_attributes(
+def convolve_transposed(
+    ctx: Context,
+    op: Operator,
+    tensors: tuple[int, int, int],
+    order: Sequence[int],
+    strides: Sequence[int],
+    sizes: Sequence[int],
+    kind: int,
+) -> None:
+    """ConvTranspose of data, weight and bias to these sizes; ``order`` takes the weight to I, O, kernel."""
+    data, weight, _ = tensors
+    kernel = [ctx.tensor(weight).shape[axis] for axis in order[2:]]
+    attributes = _transposed_attributes(ctx, op, data, kernel, strides, sizes, kind)
+    _conv(ctx, op, "ConvTranspose", tensors, order, attributes)
+
+
+def _transposed_attributes(
     ctx: Context,
     op: Operator,
     data: int,
@@ -104,10 +134,9 @@ def transposed_attributes(
     return {**attributes, "output_padding": extra} if any(extra) else attributes
 
 
-def _convolve_transposed(ctx: Context, op: Operator, order: Sequence[int], axes: str) -> None:
-    """ConvTranspose; ``order`` takes the weight to I, O, kernel."""
+def _builtin_transposed(ctx: Context, op: Operator, order: Sequence[int], axes: str) -> None:
+    """``order`` takes the weight to I, O, kernel."""
     weight, data = op.inputs[1], op.inputs[2]
-    shape = [ctx.tensor(weight).shape[axis] for axis in order]
     strides = _numbers(op, "stride", axes)
     if any(dilation != 1 for dilation in _dilations(op, axes)):
         raise UnsupportedError(f"{op.place}: dilation is not supported")
@@ -116,22 +145,14 @@ def _convolve_transposed(ctx: Context, op: Operator, order: Sequence[int], axes:
     if wanted is not None:
         sizes = [int(n) for n in wanted.reshape(-1)[1:-1]]
     kind = op.options.get("padding", SAME)
-    attributes = transposed_attributes(ctx, op, data, shape[2:], strides, sizes, kind)
-    inputs = [
-        real_first(ctx, data),
-        ctx.weight(weight, lambda array: array.transpose(order), _channel_axis(ctx, weight, order)),
-        ctx.bias(op.input(3)),
-    ]
-    name = output_name(ctx, op)
-    (made,) = ctx.build.nodes_of("ConvTranspose", inputs, attributes, 1, name)
-    finish_first(ctx, op, made, len(shape))
+    convolve_transposed(ctx, op, (data, weight, op.input(3)), order, strides, sizes, kind)
 
 
 @converter("TRANSPOSE_CONV")
 def _transpose_conv(ctx: Context, op: Operator) -> None:
-    _convolve_transposed(ctx, op, (3, 0, 1, 2), "HW")
+    _builtin_transposed(ctx, op, (3, 0, 1, 2), "HW")
 
 
 @converter("CONV_3D_TRANSPOSE")
 def _conv_3d_transpose(ctx: Context, op: Operator) -> None:
-    _convolve_transposed(ctx, op, (4, 3, 0, 1, 2), "DHW")
+    _builtin_transposed(ctx, op, (4, 3, 0, 1, 2), "DHW")

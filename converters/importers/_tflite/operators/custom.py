@@ -6,13 +6,8 @@ import struct
 
 from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
-from graphopt.converters.importers._tflite.operators._common import (
-    SAME,
-    finish_first,
-    output_name,
-    real_first,
-)
-from graphopt.converters.importers._tflite.operators.convolution import transposed_attributes
+from graphopt.converters.importers._tflite.operators._common import SAME
+from graphopt.converters.importers._tflite.operators.convolution import convolve_transposed
 from graphopt.converters.importers._tflite.registry import converter
 
 __all__ = ["transpose_bias_options"]
@@ -39,7 +34,6 @@ def _transpose_bias(ctx: Context, op: Operator) -> None:
     """A transposed convolution: data, weights O, rows, columns, I, and a bias."""
     data, weight = op.inputs[0], op.inputs[1]
     options = transpose_bias_options(op)
-    order = (3, 0, 1, 2)
     kernel = list(ctx.tensor(weight).shape[1:3])
     strides = [options["strideH"], options["strideW"]]
     sizes = []
@@ -48,12 +42,6 @@ def _transpose_bias(ctx: Context, op: Operator) -> None:
         sizes.append((size - 1) * stride + k - pads)
     if tuple(sizes) != ctx.tensor(op.outputs[0]).shape[1:3]:
         raise ValueError(f"its output is {sizes[0]} x {sizes[1]} by its options, in the file it is not")
-    attributes = transposed_attributes(ctx, op, data, kernel, strides, sizes, options["padding"])
-    inputs = [
-        real_first(ctx, data),
-        ctx.weight(weight, lambda array: array.transpose(order), None),
-        ctx.bias(op.input(2)),
-    ]
-    name = output_name(ctx, op)
-    (made,) = ctx.build.nodes_of("ConvTranspose", inputs, attributes, 1, name)
-    finish_first(ctx, op, made)
+    convolve_transposed(
+        ctx, op, (data, weight, op.input(2)), (3, 0, 1, 2), strides, sizes, options["padding"]
+    )

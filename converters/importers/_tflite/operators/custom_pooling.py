@@ -19,10 +19,7 @@ from graphopt.converters.importers._tflite.operators._common import (
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import UnsupportedError
 
-__all__ = ["MASKED_POOLING", "PoolOptions"]
-
-#: What these operators are called in files.
-MASKED_POOLING = ("MaxPoolingWithArgmax2D", "MaxUnpooling2D")
+__all__ = ["PoolOptions"]
 
 
 class PoolOptions(NamedTuple):

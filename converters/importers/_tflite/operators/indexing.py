@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.converters.importers._tflite.context import Context, onnx_type
+from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
+    finish_int64,
     finish_stored,
     normal_axis,
     output_name,
@@ -109,8 +110,7 @@ def _topk(ctx: Context, op: Operator) -> None:
     data = op.inputs[0]
     values, places = ctx.build.nodes_of("TopK", [ctx.real(data), count], {"axis": -1}, 2, name)
     ctx.set_real(op.outputs[0], values)
-    wanted = onnx_type(ctx.tensor(op.outputs[1]), op.place)
-    ctx.set(op.outputs[1], places if wanted == ir.DataType.INT64 else ctx.build.cast(places, wanted))
+    finish_int64(ctx, op.outputs[1], op, places)
 
 
 @converter("WHERE")

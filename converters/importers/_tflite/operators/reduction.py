@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.converters.importers._tflite.context import Context, onnx_type
+from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
-from graphopt.converters.importers._tflite.operators._common import finish, normal_axis, output_name
+from graphopt.converters.importers._tflite.operators._common import (
+    finish,
+    finish_int64,
+    normal_axis,
+    output_name,
+)
 from graphopt.converters.importers._tflite.registry import converter
 
 _REDUCTIONS = {
@@ -54,13 +59,7 @@ def _arg(ctx: Context, op: Operator) -> None:
     name = output_name(ctx, op)
     op_type = "ArgMax" if op.name == "ARG_MAX" else "ArgMin"
     found = ctx.build.op(op_type, ctx.real(op.inputs[0]), name=name, axis=axis, keepdims=0)
-    ctx.set(op.outputs[0], _as_output(ctx, op, found))
-
-
-def _as_output(ctx: Context, op: Operator, value: ir.Value) -> ir.Value:
-    """INT64 as the integer type of the output."""
-    wanted = onnx_type(ctx.tensor(op.outputs[0]), op.place)
-    return value if wanted == ir.DataType.INT64 else ctx.build.cast(value, wanted, output_name(ctx, op))
+    finish_int64(ctx, op.outputs[0], op, found)
 
 
 @converter("CUMSUM")

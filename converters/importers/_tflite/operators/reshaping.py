@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.converters.importers._tflite.context import Context, onnx_type
+from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import (
     channels_first,
     channels_last,
+    finish_int64,
     finish_stored,
     normal_axis,
     output_name,
@@ -73,10 +74,8 @@ def _expand_dims(ctx: Context, op: Operator) -> None:
 
 @converter("SHAPE")
 def _shape(ctx: Context, op: Operator) -> None:
-    name = output_name(ctx, op)
-    shape = ctx.build.op("Shape", ctx.stored(op.inputs[0]), name=name)
-    wanted = onnx_type(ctx.tensor(op.outputs[0]), op.place)
-    ctx.set(op.outputs[0], shape if wanted == ir.DataType.INT64 else ctx.build.cast(shape, wanted, name))
+    shape = ctx.build.op("Shape", ctx.stored(op.inputs[0]), name=output_name(ctx, op))
+    finish_int64(ctx, op.outputs[0], op, shape)
 
 
 @converter("RANK")
@@ -251,5 +250,4 @@ def _broadcast_args(ctx: Context, op: Operator) -> None:
     )
     ones = ctx.build.op("Equal", first, ctx.build.ints([1]))
     shape = ctx.build.op("Where", ones, second, first)
-    wanted = onnx_type(ctx.tensor(op.outputs[0]), op.place)
-    ctx.set(op.outputs[0], ctx.build.cast(shape, wanted, output_name(ctx, op)))
+    finish_int64(ctx, op.outputs[0], op, shape)

@@ -128,8 +128,6 @@ def _cut(
         end = (first if stride < 0 else _END) if all_end else int(ends[place])
         if single:
             end = begin + 1 if begin != -1 else _END
-        elif stride < 0 and not all_end and int(ends[place]) < 0:
-            end = int(ends[place])
         if (begin, end, stride) != (0, _END, 1):
             cuts.append((begin, end, axis, stride))
     if not cuts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.converters.importers._tflite.context import Context, onnx_type
+from graphopt.converters.importers._tflite.context import Context
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.operators._common import activated, output_name
 from graphopt.converters.importers._tflite.operators.recurrent import lstm
@@ -28,13 +28,7 @@ def _state(ctx: Context, op: Operator, position: int) -> tuple[str, ir.Value]:
     name = tensor.name or f"state_{index}"
     if name in state.values:
         raise UnsupportedError(f"{op.place}: two operators share the state '{name}'")
-    value = ir.Value(
-        name=ctx.build.unique(name),
-        type=ir.TensorType(onnx_type(tensor, op.place)),
-        shape=ir.Shape(tensor.shape),
-    )
-    state.values[name] = state.inputs[name] = value
-    state.tensors[name] = tensor
+    value = state.begin(name, tensor, ctx.build, op.place)
     state.initial[name] = np.zeros(tensor.shape, tensor.array_dtype)
     return name, value
 

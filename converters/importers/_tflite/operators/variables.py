@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from graphopt.converters.importers._tflite.builder import Builder
-from graphopt.converters.importers._tflite.context import Context, State, onnx_type
+from graphopt.converters.importers._tflite.context import Context, State
 from graphopt.converters.importers._tflite.model import Operator
 from graphopt.converters.importers._tflite.registry import converter
 from graphopt.errors import InputError
@@ -28,13 +26,7 @@ def _variable(ctx: Context, op: Operator) -> str:
 def _read(ctx: Context, op: Operator) -> None:
     name, tensor, state = _variable(ctx, op), ctx.tensor(op.outputs[0]), ctx.state
     if name not in state.values:
-        value = ir.Value(
-            name=ctx.build.unique(name),
-            type=ir.TensorType(onnx_type(tensor, op.place)),
-            shape=ir.Shape(tensor.shape),
-        )
-        state.values[name] = state.inputs[name] = value
-        state.tensors[name] = tensor
+        state.begin(name, tensor, ctx.build, op.place)
     ctx.set(op.outputs[0], state.values[name])
 
 
