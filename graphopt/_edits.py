@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from graphopt.graph import has_subgraphs, is_used, use_count
+from graphopt.graph import is_used, subgraphs_of, use_count
 
 __all__ = ["add_constant_node", "is_gone", "remove_unused", "unname_twins"]
 
@@ -43,13 +43,14 @@ def remove_unused(nodes: Iterable[ir.Node]) -> Removed:
         graph = node.graph
         if graph is None or node in gone or any(map(is_used, node.outputs)):
             continue
-        if has_subgraphs(node):
-            continue  # its body uses outer values; dead-code elimination knows how to take it out
-        inputs = [value for value in node.inputs if value is not None]
-        for index in range(len(node.inputs)):
-            node.replace_input_with(index, None)
-        gone.add(node)
-        by_graph.setdefault(graph, []).append(node)
+        inputs: list[ir.Value] = []
+        for dead in (node, *(inner for body in subgraphs_of(node) for inner in body.all_nodes())):
+            assert dead.graph is not None
+            inputs += (value for value in dead.inputs if value is not None)
+            for index in range(len(dead.inputs)):
+                dead.replace_input_with(index, None)
+            gone.add(dead)
+            by_graph.setdefault(dead.graph, []).append(dead)
         for value in inputs:
             made_by = value.producer()
             released[value] = None

@@ -55,7 +55,9 @@ class Fuse(Pass):
       ``attention-groups``: keys and values that are repeated for groups of queries
     - ``rotary-embedding``: x * cos + rotate(x) * sin becomes RotaryEmbedding (opset 23);
       ``partial-rotary-embedding``: that of a part of each head takes the whole
-    - ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros
+    - ``recurrent-loop``: a Loop that runs the cell of an LSTM, GRU or RNN over a sequence becomes that;
+      ``recurrent-zero-state``: LSTM, GRU or RNN leaves out an initial state of zeros;
+      ``recurrent-last-step``: the last step of its outputs is its last state
 
     A rule does not fire where an intermediate result is used elsewhere, where a weight is no constant (a
     graph input, computed), is shared and large, or would overflow, and where shapes are not known to fit;

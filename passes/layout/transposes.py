@@ -27,7 +27,9 @@ class _Region:
     Attributes:
         orders: The values that are, or can be, transposed ones, each with its order.
         entries: The Transposes before the region, by their output.
-        nodes: What each operator becomes, in an order in which they can be made.
+        nodes: What each operator becomes, in an order in which they can be made. One whose output is in the
+            old order all the same (a reduction over all axes but those in order) ends the region: the output
+            is not among ``orders``.
     """
 
     context: Context
@@ -93,7 +95,10 @@ class _Region:
             transpose = value.producer()
             assert transpose is not None
             self.enter(transpose)
-        self.nodes[node], self.orders[node.outputs[0]] = moved, moved.order
+        self.nodes[node] = moved
+        if moved.order == tuple(range(len(moved.order))):
+            return joining
+        self.orders[node.outputs[0]] = moved.order
         return [*joining, node.outputs[0]]
 
     def _could_enter(self, value: ir.Value, node: ir.Node) -> bool:
@@ -104,11 +109,13 @@ class _Region:
         """Give back operators at the end whose inputs have to be there in their old order anyway."""
         for node in reversed(list(self.nodes)):
             output = node.outputs[0]
-            if any(user in self.nodes or self.cancels(user, output) for user in output.consumers()):
+            users = output.consumers() if output in self.orders else ()
+            if any(user in self.nodes or self.cancels(user, output) for user in users):
                 continue
             inputs = [value for value in node.inputs if value is not None and value in self.orders]
             if all(self._is_needed(value, without=node) for value in inputs):
-                del self.nodes[node], self.orders[output]
+                del self.nodes[node]
+                self.orders.pop(output, None)
 
     def cancels(self, user: ir.Node, value: ir.Value) -> bool:
         """Whether ``user`` is a Transpose that brings ``value`` back to the order it has without."""
@@ -129,7 +136,12 @@ class _Region:
 
     def needed(self) -> list[ir.Value]:
         """The values that a Transpose has to make behind the region."""
-        return [node.outputs[0] for node in self.nodes if self._is_needed(node.outputs[0])]
+        outputs = (node.outputs[0] for node in self.nodes)
+        return [value for value in outputs if value in self.orders and self._is_needed(value)]
+
+    def settled(self) -> list[ir.Node]:
+        """The operators whose output is in the old order without a Transpose."""
+        return [node for node in self.nodes if node.outputs[0] not in self.orders]
 
     def exits(self) -> list[tuple[ir.Node, ir.Value]]:
         """The Transposes behind the region, with what they read."""
@@ -162,7 +174,8 @@ class PushTranspose(Rule[ir.Node]):
 
     Such operators: elementwise ones, among themselves or with constants, quantization with one scale, MatMul
     by a constant (the operands change places), Softmax, LayerNormalization over an axis that stays the last,
-    reductions, Concat, Pad and Slice with constant axes.
+    reductions, Concat, Pad and Slice with constant axes. A reduction that leaves axes in order needs no
+    Transpose behind it.
 
     Left alone: where the number of Transposes would not fall.
     """
@@ -183,7 +196,7 @@ class PushTranspose(Rule[ir.Node]):
     def rewrite(self, match: ir.Node, context: Context) -> None:
         """The region without Transposes, those behind it that are left."""
         region = _region_of(match, context)
-        exits, needed = region.exits(), region.needed()
+        exits, needed, ends = region.exits(), region.needed(), region.settled()
         new: dict[ir.Value, ir.Value] = {}
         for output, entry in region.entries.items():
             assert entry.inputs[0] is not None
@@ -197,6 +210,8 @@ class PushTranspose(Rule[ir.Node]):
             assert made_by is not None
             order = [ir.AttrInt64s("perm", region.orders[value])]
             context.replace(value, "Transpose", [new[value]], order, like=made_by)
+        for node in ends:
+            context.redirect(node.outputs[0], new[node.outputs[0]], like=node)
 
 
 def _region_of(transpose: ir.Node, context: Context) -> _Region:

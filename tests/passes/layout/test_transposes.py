@@ -54,6 +54,32 @@ def test_a_pair_around_an_operator_cancels(body, left, becomes, draw):
     assert not any(node.op_type == "Transpose" for node in after.graph)
 
 
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        "y = ReduceMean <axes = [1, 2], keepdims = 0> (t)",
+        "y = ReduceMean <axes = [-1], keepdims = 0> (t)",
+        "r = ReduceMax <axes = [1, 2], keepdims = 0> (t)\n s = Relu (r)\n y = Add (s, r)",
+    ],
+)
+def test_a_reduction_that_leaves_axes_in_order_needs_none(becomes, draw, reduce):
+    """Global pooling of a network whose channels are last, as TensorFlow writes it."""
+    body = f"t = Transpose <perm = [0, 2, 1]> (x)\n {reduce}"
+    ops = [line.split("=", 1)[1].split()[0] for line in reduce.split("\n")]
+    becomes(graph(body, y="float y"), ops, {"x": draw(2, 3, 4)})
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        "y = ReduceMean <axes = [0], keepdims = 0> (t)",
+        "r = ReduceMean <axes = [1, 2], keepdims = 1> (t)\n u = Relu (t)\n y = Mul (u, r)",
+    ],
+)
+def test_a_reduction_that_needs_one_stays(stays, reduce):
+    stays(graph(f"t = Transpose <perm = [0, 2, 1]> (x)\n {reduce}", y="float y"), "no inverse Transpose")
+
+
 def test_a_constant_matrix_where_the_last_axis_stays(becomes, draw):
     swap = "t = Transpose <perm = [1, 0, 2]> (x)\n"
     body = f"{swap}{W}v = MatMul (t, w)\n y = Transpose <perm = [1, 0, 2]> (v)"
