@@ -14,6 +14,7 @@ from graphopt._deferred import defer_sympy
 if TYPE_CHECKING:
     from graphopt.api import Inspection, RunResult, convert, inspect, load, optimize, run, save, verify
     from graphopt.errors import GraphoptError
+    from graphopt.live import from_keras, from_torch
     from graphopt.registry import Pass, PassResult, register
 
 __version__ = "0.1.0"
@@ -26,6 +27,8 @@ __all__ = [
     "RunResult",
     "__version__",
     "convert",
+    "from_keras",
+    "from_torch",
     "inspect",
     "load",
     "optimize",
@@ -37,7 +40,14 @@ __all__ = [
 
 defer_sympy()
 
-_HOMES = {"GraphoptError": "errors", "Pass": "registry", "PassResult": "registry", "register": "registry"}
+_HOMES = {
+    "GraphoptError": "errors",
+    "Pass": "registry",
+    "PassResult": "registry",
+    "from_keras": "live",
+    "from_torch": "live",
+    "register": "registry",
+}
 
 
 def __getattr__(name: str) -> Any:

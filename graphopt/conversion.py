@@ -37,6 +37,7 @@ __all__ = [
     "Tolerance",
     "emitter_for",
     "importer_for",
+    "importer_of",
     "register_emitter",
     "register_importer",
 ]
@@ -202,6 +203,12 @@ def importer_for(source: str) -> Importer:
             f"rename it to *{holds[0].suffixes[0]}"
         )
     return named
+
+
+def importer_of(format: str) -> Importer:
+    """The importer of a format, by its name in reports."""
+    _import_converters()
+    return next(importer for importer in _importers if importer.format == format)
 
 
 def emitter_for(target: Path) -> Emitter:

@@ -20,10 +20,10 @@ def ordered_inputs(model: ir.Model, names: Sequence[str], dtypes: Sequence[ir.Da
         dtypes: Their element types.
 
     Raises:
-        UnsupportedError: The exporter made inputs of its own.
+        UnsupportedError: The exporter made inputs of its own that something uses.
     """
     known = {value.name: value for value in model.graph.inputs}
-    foreign = [str(name) for name in known if name not in names]
+    foreign = [str(name) for name, value in known.items() if name not in names and value.uses()]
     if foreign:
         raise UnsupportedError(f"the exporter made inputs of its own: {', '.join(foreign)}")
     inputs = [

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +65,40 @@ def _translated(subject: Subject, handlers: dict[str, Any]) -> onnx.ModelProto:
     import tensorflow as tf
     import tf2onnx
 
+    from graphopt.converters.importers._keras import layers
+
     specs = [tf.TensorSpec(port.shape, port.dtype, _traced(i)) for i, port in enumerate(subject.inputs)]
     function = tf.function(subject.call, input_signature=specs, autograph=False)
     try:
         proto: onnx.ModelProto
-        proto, external = tf2onnx.convert.from_function(
-            function, input_signature=specs, opset=_OPSET, custom_op_handlers=handlers
-        )
+        with _failures() as failures, layers.traceable():
+            proto, external = tf2onnx.convert.from_function(
+                function, input_signature=specs, opset=_OPSET, custom_op_handlers=handlers
+            )
     except Exception as error:  # tf2onnx raises anything
         raise UnsupportedError(f"tf2onnx cannot translate it: {first_line(error)}") from error
     assert not external
     _refuse_foreign(proto)
+    if failures:
+        raise UnsupportedError(
+            f"tf2onnx cannot translate it: {failures[0]}; axes of a fixed size often help, as that of time "
+            "in TimeDistributed"
+        )
     return proto
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[list[str]]:
+    """What tf2onnx fails at: it says so in its log, and goes on with what is left."""
+    found: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: found.append(record.getMessage().partition(" (fct=")[0].splitlines()[0])  # type: ignore[method-assign]
+    logger = logging.getLogger("tf2onnx")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def _traced(index: int) -> str:

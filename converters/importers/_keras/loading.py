@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 from graphopt.converters.importers import _guard
-from graphopt.converters.importers._keras import inspection
+from graphopt.converters.importers._keras import inspection, operations
 from graphopt.converters.importers._keras.subject import Port, Subject, unique
 from graphopt.errors import GraphoptError, InputError, MissingExtraError, UnsupportedError
 from graphopt.import_options import ImportOptions
@@ -33,10 +34,10 @@ def load(source: Path, options: ImportOptions) -> Subject:
     if source.suffix.lower() != ".keras" and importlib.util.find_spec("tf_keras") is not None:
         importlib.import_module("tf_keras")  # before the guard: what it does on import is its own
     custom = {spec.rpartition(":")[2]: _named(spec) for spec in options.custom_objects}
-    with _guard.loading(str(source), "Keras", pickles=True):
+    with _guard.loading(str(source), "Keras", pickles=True), operations.readable(source) as (file, known):
         try:
             model = keras.models.load_model(
-                source, custom_objects=custom, compile=False, safe_mode=not options.allow_code
+                file, custom_objects={**known, **custom}, compile=False, safe_mode=not options.allow_code
             )
         except GraphoptError:
             raise
@@ -119,10 +120,10 @@ def _output_names(model: Any) -> tuple[str, ...]:
     struct = getattr(model, "_outputs_struct", None)
     if isinstance(struct, dict) and all(not isinstance(v, dict | list | tuple) for v in struct.values()):
         return tuple(sorted(struct))  # the order in which TensorFlow flattens a dict
-    names = getattr(model, "output_names", None)
+    names = getattr(model, "output_names", None) or [model.layers[-1].name]
     count = len(tf.nest.flatten(model.outputs))
     if names is None or len(names) != count:
-        names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
+        names = [f"output_{i}" for i in range(count)]
     return unique([str(name) for name in names])
 
 
@@ -144,19 +145,34 @@ def _saved_model(folder: Path, options: ImportOptions) -> Subject:
         Port(key, _shape(spec), spec.dtype.name)
         for key, spec in sorted(specs.items(), key=_position(function))
     )
-    outputs = tuple(function.structured_outputs)
+    outputs = tuple(sorted(function.structured_outputs, key=_numbered))
 
     def call(*given: Any) -> list[Any]:
         result = function(**{port.name: value for port, value in zip(ports, given, strict=True)})
         return [tf.identity(result[key]) for key in outputs]
 
-    subject = Subject(call, ports, outputs, {"tensorflow": tf.__version__})
+    subject = Subject(call, ports, outputs, {"tensorflow": tf.__version__}, _computes_in_half(function))
     _kept_alive.append(loaded)
     return subject
 
 
 #: A signature does not keep the variables of what it belongs to.
 _kept_alive: list[Any] = []
+
+
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """A key that puts ``output_10`` behind ``output_9``; the file keeps no order."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _computes_in_half(function: Any) -> bool:
+    """Whether an operator of a signature makes 16-bit floats."""
+    from tensorflow.core.framework import types_pb2
+
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
+    halves = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+    return any(value.type in halves for node in nodes for value in node.attr.values())
 
 
 def _shape(spec: Any) -> tuple[int | None, ...]:
