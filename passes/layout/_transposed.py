@@ -7,7 +7,7 @@ an order of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from graphopt.limits import KIB, MIB
 from graphopt.passes.layout._operands import axes_input, cuts_of, ints_at, normal_axis
 from graphopt.rewrite import Context, input_at, is_exclusive, is_op
 
-__all__ = ["MOVABLE", "Moved", "Order", "move", "settled"]
+__all__ = ["MOVABLE", "Moved", "Operand", "Order", "Reshaped", "move", "settled"]
 
 Order = tuple[int, ...]
 #: A constant with other uses is copied only below this size; above, a copy would inflate the model.
@@ -46,17 +46,28 @@ _REDUCING: Final = _names(
 )
 
 
+class Reshaped(NamedTuple):
+    """An operand that a Reshape of ``source`` makes, in place of ``value``, which another Reshape makes."""
+
+    source: ir.Value
+    target: ir.TensorProtocol
+    value: ir.Value
+
+
+Operand = ir.Value | ir.TensorProtocol | Reshaped | None
+
+
 class Moved(NamedTuple):
     """What a node becomes.
 
     Attributes:
         inputs: A transposed value, which stands for the ``w`` behind it; a value to use as it is; a new
-            constant; None for an input that is left out.
+            constant; a new Reshape; None for an input that is left out.
         attributes: Those of the new node.
         order: In which the new output must be transposed.
     """
 
-    inputs: list[ir.Value | ir.TensorProtocol | None]
+    inputs: Sequence[Operand]
     attributes: list[ir.Attr]
     order: Order
 
@@ -95,9 +106,11 @@ def _elementwise(node: ir.Node, orders: Orders, context: Context) -> Moved | Non
     if len(found) != 1 or context.opset < 7:
         return None
     order = found.pop()
-    inputs: list[ir.Value | ir.TensorProtocol | None] = []
+    inputs: list[Operand] = []
     for value in node.inputs:
-        operand = value if value is None or value in orders else _broadcast(value, order)
+        operand: Operand = value
+        if value is not None and value not in orders:
+            operand = _broadcast(value, order) or _reshaped(value, order)
         if operand is None:
             return None
         inputs.append(operand)
@@ -113,6 +126,23 @@ def _broadcast(value: ir.Value, order: Order) -> ir.Value | ir.TensorProtocol | 
         return value
     shape = (1,) * (len(order) - len(tensor.shape)) + tuple(tensor.shape.numpy())
     return _rearranged(value, tensor, shape, tuple(int(axis) for axis in np.argsort(order)))
+
+
+def _reshaped(value: ir.Value, order: Order) -> Reshaped | None:
+    """An operand that a Reshape makes, where the axes of more than one element stay in order: a row of
+    channels [n, 1, 1, c] for squeeze and excitation becomes [n, c, 1, 1].
+    """
+    node = value.producer()
+    if node is None or not is_op(node, "Reshape") or node.attributes.get_int("allowzero", 0) != 0:
+        return None
+    sizes, source = ints_at(node, 1), node.inputs[0]
+    if source is None or sizes is None or len(sizes) != len(order) or 0 in sizes:
+        return None
+    inverse = [int(axis) for axis in np.argsort(order)]
+    longer = [axis for axis in inverse if sizes[axis] != 1]
+    if longer != sorted(longer):
+        return None
+    return Reshaped(source, axes_input(sizes[axis] for axis in inverse), value)
 
 
 def _rearranged(

@@ -9,7 +9,7 @@ from typing import Final
 import onnx_ir as ir
 
 from graphopt.analyses.shapes import Inferred
-from graphopt.passes.layout._transposed import MOVABLE, Moved, Order, move, settled
+from graphopt.passes.layout._transposed import MOVABLE, Moved, Order, Reshaped, move, settled
 from graphopt.rewrite import Context, Rule, is_op, producer
 
 __all__ = ["PushTranspose"]
@@ -233,19 +233,31 @@ def _make(node: ir.Node, moved: Moved, new: dict[ir.Value, ir.Value], context: C
         if operand is None or isinstance(operand, ir.Value):
             inputs.append(None if operand is None else new.get(operand, operand))
             continue
+        if isinstance(operand, Reshaped):
+            inputs.append(_reshape(operand, node, moved.order, context))
+            continue
         old = _constant_before(node, index, moved)
         wanted = (old.name if old is not None else None) or f"{node.outputs[0].name}_{index}"
         inputs.append(context.constant(wanted, settled(operand), heir_of=old))
     output = node.outputs[0]
-    known = context.infer(output)
-    shape = None
-    if known.shape is not None and len(known.shape) == len(moved.order):
-        dims = dict(zip(moved.order, known.shape, strict=True))
-        shape = ir.Shape([dims[axis] for axis in range(len(dims))])
-    known = Inferred(known.dtype, shape)
+    known = _without_order(context.infer(output), moved.order)
     return context.add(
         node.op_type, inputs, moved.attributes, before=node, like=output, known=known, name=node.name
     )
+
+
+def _reshape(operand: Reshaped, before: ir.Node, order: Order, context: Context) -> ir.Value:
+    target = context.constant(f"{operand.value.name}_shape", operand.target)
+    known = _without_order(context.infer(operand.value), order)
+    return context.add("Reshape", [operand.source, target], before=before, like=operand.value, known=known)
+
+
+def _without_order(known: Inferred, order: Order) -> Inferred:
+    """What is known of a value before it is transposed, from what is known of it behind."""
+    if known.shape is None or len(known.shape) != len(order):
+        return Inferred(known.dtype)
+    dims = dict(zip(order, known.shape, strict=True))
+    return Inferred(known.dtype, ir.Shape([dims[axis] for axis in range(len(dims))]))
 
 
 def _constant_before(node: ir.Node, index: int, moved: Moved) -> ir.Value | None:

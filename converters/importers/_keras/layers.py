@@ -11,10 +11,11 @@ __all__ = ["traceable"]
 
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """While this lasts, ``TimeDistributed`` with a free axis of time folds it into the batch.
+    """While this lasts, ``TimeDistributed`` folds the axis of time into the batch.
 
-    Keras maps the inner layer over time by TensorFlow's ``vectorized_map``, whose loops tf2onnx translates
-    wrongly. What the layer computes is the same: it sees steps of different samples as one batch.
+    Keras calls the inner layer once for each step where it knows how many there are, else it maps it over
+    time by TensorFlow's ``vectorized_map``, whose loops tf2onnx translates wrongly. What the layer computes
+    is the same: it sees steps of different samples as one batch.
     """
     import keras
 
@@ -22,7 +23,7 @@ def traceable() -> Iterator[None]:
     own = layer.call
 
     def call(self: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        if inputs.shape[1] is not None or mask is not None:
+        if mask is not None:
             return own(self, inputs, training=training, mask=mask)
         sizes = keras.ops.shape(inputs)
         flat = keras.ops.reshape(inputs, (-1, *sizes[2:]))

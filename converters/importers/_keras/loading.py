@@ -42,6 +42,13 @@ def load(source: Path, options: ImportOptions) -> Subject:
         except GraphoptError:
             raise
         except Exception as error:
+            unknown = re.search(r"Could not locate class '([^']+)'|Unknown layer: '([^']+)'", str(error))
+            if unknown:
+                name = unknown[1] or unknown[2]
+                raise InputError(
+                    f"'{source}': class '{name}' is none of Keras: say --custom-object package.module:{name} "
+                    "to import and run it, or export the model as a SavedModel (model.export)"
+                ) from error
             if source.suffix.lower() == ".keras":
                 raise
             return _keras_2(source, custom, error)  # under the same guard

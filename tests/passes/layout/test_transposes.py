@@ -80,6 +80,26 @@ def test_a_reduction_that_needs_one_stays(stays, reduce):
     stays(graph(f"t = Transpose <perm = [0, 2, 1]> (x)\n {reduce}", y="float y"), "no inverse Transpose")
 
 
+def test_squeeze_and_excitation_of_channels_that_are_last(becomes, draw):
+    body = f"""t = Transpose <perm = [0, 2, 1]> (x)
+        m = ReduceMean <axes = [1], keepdims = 0> (t)
+        g = Sigmoid (m)
+        s = Constant <value = int64[3] {{-1, 1, 3}}> ()
+        r = Reshape (g, s)
+        u = Mul (t, r)
+        y = Transpose <perm = {SWAP}> (u)"""
+    becomes(graph(body), ["ReduceMean", "Sigmoid", "Reshape", "Mul"], {"x": draw(2, 3, 4)})
+
+
+def test_a_reshape_to_axes_in_another_order_stays(stays):
+    body = f"""t = Transpose <perm = [0, 2, 1]> (x)
+        s = Constant <value = int64[3] {{-1, 2, 3}}> ()
+        r = Reshape (z, s)
+        u = Mul (t, r)
+        y = Transpose <perm = {SWAP}> (u)"""
+    stays(graph(body, x="float[N, 3, 2] x, float[6] z"), "no inverse Transpose")
+
+
 def test_a_constant_matrix_where_the_last_axis_stays(becomes, draw):
     swap = "t = Transpose <perm = [1, 0, 2]> (x)\n"
     body = f"{swap}{W}v = MatMul (t, w)\n y = Transpose <perm = [1, 0, 2]> (v)"
