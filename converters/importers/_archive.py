@@ -99,6 +99,8 @@ def _refusal(member: zipfile.ZipInfo) -> str:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         return f"member '{name}' would leave the archive"
+    if not name.isprintable():
+        return f"member {name[:80]!r} has a name that is no text"
     if member.flag_bits & _ENCRYPTED:
         return f"member '{name}' is encrypted"
     if member.compress_type not in _PACKINGS:

@@ -58,7 +58,7 @@ def canonical(text: str) -> str:
 
 def _refused(text: str) -> ValueError:
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return ValueError(f"'{shown}' is no expression of sizes")
+    return ValueError(f"{shown!r} is no expression of sizes")
 
 
 def _is_size(node: ast.expr, exponent: int, depth: int) -> bool:

@@ -22,14 +22,17 @@ _PYTHON_NAMES = (
     "abs add and_ eq floordiv ge gt le lshift lt mod mul ne neg not_ or_ pos pow rshift sub truediv"
 )
 _TORCH_NAMES = "_sym_sqrt sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum"
-_HIGHER_ORDER_NAMES = "associative_scan cond invoke_subgraph map_impl scan while_loop wrap_with_autocast wrap_with_set_grad_enabled"
+_HIGHER_ORDER_NAMES = (
+    "associative_scan cond invoke_subgraph map_impl scan while_loop wrap_with_autocast "
+    "wrap_with_set_grad_enabled"
+)
 _MODE_NAMES = (
-    "UPLO activation algorithm api_name approximate assert_msg driver equation indexing interpolation mode norm ord "
-    "p pad_mode padding padding_side reduce rounding_mode side"
+    "UPLO activation algorithm api_name approximate assert_msg driver equation indexing interpolation mode "
+    "norm ord p pad_mode padding padding_side reduce rounding_mode side"
 )
 _TEXT_NAMES = (
-    "a b chars cls device_type dict el fillchar idx input inputs item key l message msg new old s self separator "
-    "string substr t to_add type values"
+    "a b chars cls device_type dict el fillchar idx input inputs item key l message msg new old s self "
+    "separator string substr t to_add type values"
 )
 _PLAIN_NAMES = (
     "Device Generator Layout MemoryFormat ScalarType SymBool SymInt Tensor bool complex float int number"
@@ -46,13 +49,14 @@ _CALLED = frozenset(
 _OPERATOR = re.compile(
     r"torch\.ops\.(?P<space>aten|prims)\.(?P<name>[A-Za-z_]\w*)\.(?P<overload>[A-Za-z_]\w*)"
 )
-#: Arguments that are strings and say how to compute; those that are texts of TorchScript; types that are plain.
+#: Arguments that are strings and say how to compute; those that are texts of TorchScript; plain types.
 _MODES = frozenset(_MODE_NAMES.split())
 _TEXTS = frozenset(_TEXT_NAMES.split())
 _PLAIN = frozenset(_PLAIN_NAMES.split())
 _WRAPPED = re.compile(r"(?:Optional|List)\[(.*)\]")
 
 
+@cache
 def check_target(target: str) -> None:
     """Let through what a node of an exported program may call.
 
@@ -63,14 +67,14 @@ def check_target(target: str) -> None:
         return
     match = _OPERATOR.fullmatch(target)
     if match is None:
-        raise ValueError(f"calls '{target[:80]}', which is no operator of PyTorch that only computes")
+        raise ValueError(f"calls {target[:80]!r}, which is no operator of PyTorch that only computes")
     operator: Any = getattr(getattr(torch.ops, match["space"]), match["name"], None)
     operator = getattr(operator, match["overload"], None)
     if not isinstance(operator, torch._ops.OpOverload):
-        raise ValueError(f"calls '{target}', which PyTorch {torch.__version__} does not have")
+        raise ValueError(f"calls {target!r}, which PyTorch {torch.__version__} does not have")
     wrong = _wrong_argument(operator._schema, plain=True)
     if wrong:
-        raise ValueError(f"calls '{target}', whose argument '{wrong}' may name a file or run code")
+        raise ValueError(f"calls {target!r}, whose argument '{wrong}' may name a file or run code")
 
 
 @cache

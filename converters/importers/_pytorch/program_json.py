@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import re
 import types
@@ -41,7 +42,7 @@ _FLOATS = ("Infinity", "-Infinity", "NaN")
 def _matches(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise ValueError(f"'{text[:60]}' is no {what}")
+            raise ValueError(f"{text[:60]!r} is no {what}")
         return text
 
     return check
@@ -49,7 +50,7 @@ def _matches(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
 
 def _path(text: str) -> str:
     if not _PATH.fullmatch(text) or any(re.fullmatch("__.*__", part) for part in text.split(".")):
-        raise ValueError(f"'{text[:60]}' is no name of a parameter")
+        raise ValueError(f"{text[:60]!r} is no name of a parameter")
     return text
 
 
@@ -61,7 +62,7 @@ def _target(text: str) -> str:
 def _range(text: str) -> str:
     # torch takes what begins with a u for a symbol of this number, and counts up to it.
     if not _RANGE.fullmatch(text) or (text.startswith(("u", "zuf")) and not _UNBACKED.fullmatch(text)):
-        raise ValueError(f"'{text[:60]}' is no size with a range")
+        raise ValueError(f"{text[:60]!r} is no size with a range")
     return text
 
 
@@ -152,18 +153,33 @@ def _record(kind: Any, data: Any, where: str, depth: int) -> Any:
     """An object of a class of the schema; of a union, the one field that is set."""
     if not isinstance(data, dict) or depth > _DEPTH:
         raise ValueError(f"{where} is no {kind.__name__}")
-    hints = typing.get_type_hints(kind, globalns=vars(schema))
+    hints = _fields(kind)
     union = issubclass(kind, _Union)
     if union and (len(data) != 1 or not data.keys() <= hints.keys()):
         raise ValueError(f"{where} is no {kind.__name__}")
+    if not union and not _needed(kind) <= data.keys():
+        raise ValueError(f"{where} has no {min(_needed(kind) - data.keys())}")
     found = {}
-    for field in hints.keys() & data.keys() if union else [f.name for f in dataclasses.fields(kind)]:
+    for field in hints.keys() & data.keys() if union else hints:
         here = (kind.__name__, field)
         if here in _LEFT_OUT:
             found[field] = _LEFT_OUT[here]
         elif field in data:
             found[field] = _value(hints[field], data[field], here, f"{where}.{field}", depth + 1)
     return found
+
+
+@functools.cache
+def _needed(kind: Any) -> set[str]:
+    """The fields of a class that have no default."""
+    missing = dataclasses.MISSING
+    return {f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing}
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
+    """The types of a class's fields."""
+    return typing.get_type_hints(kind, globalns=vars(schema))
 
 
 def _value(kind: Any, data: Any, field: _Field, where: str, depth: int) -> Any:
@@ -175,7 +191,7 @@ def _value(kind: Any, data: Any, field: _Field, where: str, depth: int) -> Any:
         return [_value(arguments[0], v, field, f"{where}[{n}]", depth) for n, v in enumerate(data)]
     if origin is dict and isinstance(data, dict):
         return {
-            _string(key, field, where): _value(arguments[1], v, field, f"{where}['{key[:60]}']", depth)
+            _string(key, field, where): _value(arguments[1], v, field, f"{where}[{key[:60]!r}]", depth)
             for key, v in data.items()
         }
     if dataclasses.is_dataclass(kind):

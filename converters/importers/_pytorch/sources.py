@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import warnings
@@ -17,6 +18,7 @@ from graphopt.converters.importers._pytorch import exported_program, inspection,
 from graphopt.converters.importers._pytorch.subject import Subject, flatten, with_examples
 from graphopt.errors import InputError, UnsupportedError
 from graphopt.import_options import ImportOptions, InputSpec
+from graphopt.limits import SAMPLE_ELEMENTS
 from graphopt.runtime.evaluate import first_line
 
 __all__ = ["load"]
@@ -88,6 +90,10 @@ def _inputs_of(
                 shape.append(names.setdefault(str(axis), called))
         specs.append(InputSpec(str(name), str(meta.dtype).removeprefix("torch."), tuple(shape)))
         sizes = [axis if isinstance(axis, int) else int(axis.node.hint or 2) for axis in dims]
+        if not 0 <= math.prod(sizes) <= SAMPLE_ELEMENTS:
+            raise UnsupportedError(
+                f"input '{name}' has {math.prod(sizes):,} elements; {SAMPLE_ELEMENTS:,} is most"
+            )
         examples.append(torch.zeros(sizes, dtype=meta.dtype))
     return tuple(specs), tuple(examples)
 
@@ -97,7 +103,8 @@ def _torchscript(path: Path, options: ImportOptions, folder: Path) -> Subject:
     if not options.inputs:
         names = ", ".join(f"--input {name}=float32[batch,...]" for name in torchscript.parameters(path))
         raise InputError(f"'{path}': TorchScript does not say which shapes it takes; say it with {names}")
-    with _guard.loading(str(path), "TorchScript"):
+    with _guard.loading(str(path), "TorchScript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
         module: Any = torch.jit.load(str(checked), map_location="cpu")  # type: ignore[no-untyped-call]
     return with_examples(module.eval(), options.inputs)
 

@@ -3,8 +3,8 @@
 What torch loads is a copy with members that are known. Its source may name PyTorch's own operators, and none
 that takes the name of a file; its pickles make tensors and the classes of that source.
 
-The source is searched as text, strings and comments with it: whatever torch takes for code is in there, and no
-second parser has to agree with torch's.
+The source is searched as text, strings and comments with it: whatever torch takes for code is in there, and
+no second parser has to agree with torch's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ _BUILDERS = (
     "torch.jit._pickle build_tensor_from_id",
     "torch.jit._pickle build_tensorlist",
     "torch.jit._pickle restore_type_tag",
+    "torch per_channel_affine",
+    "torch per_tensor_affine",
 )
 #: What names things in a way that the other patterns do not see; ``getattr(self, "0")`` is torch's own.
 _HIDING = re.compile(
@@ -82,9 +84,7 @@ def _check_member(source: Path, root: str, member: zipfile.ZipInfo) -> None:
     elif _PICKLE.fullmatch(name):
         refuse_foreign(source, path, read_member(source, path, PICKLE), _BUILDERS, _CLASSES)
     elif not any(pattern.fullmatch(name) for pattern in (_TENSOR, _NOTE, _NEEDLESS)):
-        raise InputError(
-            f"'{source}': member '{path}' is nothing that torch.jit.save writes today; save it again"
-        )
+        raise InputError(f"'{source}': member '{path}' is nothing that torch.jit.save writes today")
 
 
 def _forbidden(content: bytes) -> str:

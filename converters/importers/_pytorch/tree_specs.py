@@ -33,7 +33,7 @@ def canonical_tree(text: str) -> str:
     except (ValueError, TypeError, RecursionError):
         protocol, spec = None, None
     if protocol != _PROTOCOL or isinstance(protocol, bool):
-        raise ValueError(f"'{text[:60]}' is no spec of a tree")
+        raise ValueError(f"{text[:60]!r} is no spec of a tree")
     return json.dumps([_PROTOCOL, _node(spec, 0)])
 
 
@@ -63,7 +63,9 @@ def _node(spec: Any, depth: int) -> dict[str, Any]:
     if kind is None and context is None and not children:
         return {"type": None, "context": None, "children_spec": []}
     if not isinstance(kind, str) or kind not in _SEQUENCES | _MAPPINGS:
-        raise ValueError(f"it takes or returns a {str(kind)[:60]}; only lists, tuples and dicts are imported")
+        raise ValueError(
+            f"it takes or returns a {str(kind)[:60]!r}; only lists, tuples and dicts are imported"
+        )
     keys = _keys(context, len(children)) if kind in _MAPPINGS else None
     return {
         "type": kind,
