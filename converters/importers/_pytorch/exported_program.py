@@ -142,7 +142,7 @@ def _pickles(source: Path, name: str, content: bytes) -> Iterator[bytes]:
     if not content:
         return
     if content[:4] != b"PK\x03\x04":
-        yield content  # legacy formats are pickles, one after another
+        yield content  # of an older torch
         return
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:

@@ -40,6 +40,11 @@ def kind(source: Path) -> Kind:
         return "ExportedProgram"
     if any(name.endswith("/constants.pkl") for name in names):
         return "TorchScript"
+    if "serialized_exported_program.json" in names:
+        raise InputError(
+            f"'{source}': is of a torch before 2.8, whose programs are pickles; load it there with "
+            "torch.export.load and save it with a newer one"
+        )
     data = next((name for name in names if name.endswith("/data.pkl")), None)
     if data is None:
         raise InputError(f"'{source}': is an archive, but nothing that torch writes")

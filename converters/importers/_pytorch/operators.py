@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["SPACES", "check_target", "does_more_than_compute"]
+__all__ = ["check_target", "does_more_than_compute"]
 
 #: Namespaces of the operators that TorchScript may call.
-SPACES = ("aten", "prim", "quantized")
+_SPACES = ("aten", "prim", "quantized")
 
 _PYTHON_NAMES = (
     "abs add and_ eq floordiv ge gt le lshift lt mod mul ne neg not_ or_ pos pow rshift sub truediv"
@@ -83,7 +83,7 @@ def does_more_than_compute() -> frozenset[str]:
     found = set()
     for schema in torch._C._jit_get_all_schemas():
         space, _, name = schema.name.partition("::")
-        if space in SPACES and _wrong_argument(schema, plain=False):
+        if space in _SPACES and _wrong_argument(schema, plain=False):
             found.add(name)
     return frozenset(found)
 

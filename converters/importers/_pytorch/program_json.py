@@ -27,7 +27,9 @@ from graphopt.converters.importers._pytorch.tree_specs import canonical_inputs, 
 
 __all__ = ["checked", "parse"]
 
-_NAME = re.compile(r"(?!__.*__$)[A-Za-z_][A-Za-z0-9_]{0,999}")
+_KEYWORD = re.compile(r"(?!__.*__$)[A-Za-z_][A-Za-z0-9_]{0,999}")
+#: The same, and nothing that hides what torch's source means by that name.
+_NAME = re.compile(rf"(?!(?:fx_pytree|getattr|math|pytree|self|torch)$){_KEYWORD.pattern}")
 #: Dotted names of parameters; a part that is no identifier becomes a string in torch's source.
 _PATH = re.compile(r"[A-Za-z0-9_ .:/+@-]{1,2000}")
 _TEXT = re.compile(r"[^\x00-\x1f'\"\\]{0,2000}")
@@ -97,7 +99,7 @@ _RULES: dict[tuple[str, str], Callable[[str], str]] = {
     ("ModuleCallSignature", "forward_arg_names"): _name,
     ("ModuleCallSignature", "in_spec"): canonical_inputs,
     ("ModuleCallSignature", "out_spec"): canonical_tree,
-    ("NamedArgument", "name"): _optional(_name),
+    ("NamedArgument", "name"): _optional(_matches(_KEYWORD, "name")),
     ("Node", "name"): _name,
     ("Node", "target"): _target,
     ("ParameterMutationSpec", "parameter_name"): _path,

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from graphopt.converters.importers._archive import check_archive, copy_archive, read_member
-from graphopt.converters.importers._pytorch.operators import SPACES, does_more_than_compute
+from graphopt.converters.importers._pytorch.operators import does_more_than_compute
 from graphopt.converters.importers._pytorch.pickles import refuse_foreign
 from graphopt.errors import InputError
 from graphopt.limits import PICKLE
@@ -46,12 +46,19 @@ _BUILDERS = (
 )
 #: What names things in a way that the other patterns do not see; ``getattr(self, "0")`` is torch's own.
 _HIDING = re.compile(
-    r"(?<![\w.])(rpc_\w+|setattr|delattr)\b|\b(IgnoredPythonOp|PythonOp)\b"
+    r"\brpc_(async|remote|sync)\b|(?<![\w.])(setattr|delattr)\b"
     r"|\bgetattr\b(?!\((?!torch\b|__torch__)[A-Za-z_][\w.]*, \"[\w. -]*\"\))"
     r"|\b__torch__(?!\.\w)|\b__torch__\.torch\b(?!\.\w)|\btorch\s*\.\s*classes\b(?!\.quantized\b)",
     re.ASCII,
 )
-_SPACE = re.compile(rf"(?<![\w.])ops\b(?!\.({'|'.join(SPACES)})\.[A-Za-z_]\w*\()", re.ASCII)
+_PRIMITIVES = (
+    "AutogradZero|ConstantChunk|EnumName|EnumValue|NumToTensor|Print|RaiseException|StringIndex|TupleIndex|"
+    "TupleUnpack|Uninitialized|abs|data|device|dtype|grad|id|index|is_\\w+|itemsize|layout|max|min|name|nbytes|"
+    "rangelist|requires_grad|tolist|type|unchecked_cast|unchecked_unwrap_optional"
+)
+_SPACE = re.compile(
+    rf"(?<![\w.])ops\b(?!\.(?:(?:aten|quantized)\.[A-Za-z_]\w*|prim\.(?:{_PRIMITIVES}))\()", re.ASCII
+)
 #: Names after a dot, whatever stands between, and those that ``getattr`` is given.
 _MEMBER = re.compile(r"\.(?:\s|\\|#[^\n]*\n)*([A-Za-z_]\w*)|\bgetattr\([\w.]+, \"([^\"]*)", re.ASCII)
 

@@ -203,6 +203,7 @@ def test_names_that_become_source(make):
         ("image", f"image={make.python}"),
         ("image", "image\n"),
         ("image", "__class__"),
+        ("image", "torch"),
         ("conv2d", "conv2d = 1; import os"),
         ("linear", "x:y"),
     ):
@@ -329,6 +330,15 @@ def test_members_that_nobody_writes(make):
     assert not make.mark.exists()
 
 
+def test_older_programs_are_refused(make):
+    path = make.folder / "old.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", "8.2")
+        archive.writestr("serialized_exported_program.json", "{}")
+        archive.writestr("serialized_state_dict.pt", make.saved())
+    make.refused(path, "is of a torch before 2.8")
+
+
 def test_tensors_have_their_bytes(make):
     def huge(data):
         meta = next(iter(data["config"].values()))["tensor_meta"]
@@ -359,6 +369,9 @@ def test_tensors_have_their_bytes(make):
         "o = ops\n  o.mine.payload(x)",
         "rpc_async('w', f)",
         "ops.prim.PythonOp(x)",
+        "ops.prim.rpc_async(x)",
+        "ops.prim.profile(x)",
+        "o = ops.prim\n  o.rpc_sync(x)",
         "__torch__.torch.classes.c10d.Store()",
         "t = __torch__.torch\n  t.classes.c10d.Store()",
         "t = __torch__\n  t.torch.classes.c10d.Store()",
