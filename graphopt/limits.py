@@ -64,3 +64,5 @@ ARCHIVE_EXPANSION: Final = 100
 #: A member of such an archive that is read to be looked at, and a pickle in it.
 ARCHIVE_MEMBER: Final = 2 * GIB
 PICKLE: Final = 64 * MIB
+#: The JSON of an exported program: the graph of a large network, with the stack of every node.
+PROGRAM_JSON: Final = 256 * MIB

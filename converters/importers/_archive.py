@@ -7,18 +7,21 @@ names leave the archive or come twice.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from graphopt.errors import InputError
 from graphopt.limits import ARCHIVE_EXPANSION, ARCHIVE_MEMBERS, MIB
 
-__all__ = ["check_archive", "member_names", "read_member"]
+__all__ = ["DAMAGE", "check_archive", "copy_archive", "member_names", "read_member"]
 
 _ENCRYPTED = 0x1
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 #: What zipfile raises where a file is no archive, or a damaged one.
-_DAMAGE = (OSError, zipfile.BadZipFile, ValueError, NotImplementedError)
+DAMAGE = (OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError, zlib.error)
 
 
 def member_names(source: Path) -> list[str]:
@@ -26,7 +29,7 @@ def member_names(source: Path) -> list[str]:
     try:
         with zipfile.ZipFile(source) as archive:
             return archive.namelist()
-    except _DAMAGE:
+    except DAMAGE:
         return []
 
 
@@ -40,7 +43,7 @@ def check_archive(source: Path) -> list[zipfile.ZipInfo]:
         size = source.stat().st_size
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InputError(f"'{source}': damaged archive: {error}") from error
     if len(members) > ARCHIVE_MEMBERS:
         raise InputError(f"'{source}': has {len(members):,} members; {ARCHIVE_MEMBERS:,} are the limit")
@@ -65,11 +68,30 @@ def read_member(source: Path, name: str, limit: int) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive, archive.open(name) as member:
             content = member.read(limit + 1)
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"'{source}': damaged member '{name}': {error}") from error
     if len(content) > limit:
         raise InputError(f"'{source}': member '{name}' has more than {limit:,} bytes")
     return content
+
+
+def copy_archive(source: Path, target: Path, kept: Iterable[str], written: Mapping[str, bytes]) -> None:
+    """An archive with some members of a checked one, and others.
+
+    Nothing is packed in it, and nothing of the source's own headers is in it: two readers of it agree.
+
+    Raises:
+        InputError: A member is damaged.
+    """
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in kept:
+            try:
+                with old.open(name) as member, new.open(name, "w", force_zip64=True) as copy:
+                    shutil.copyfileobj(member, copy, MIB)
+            except DAMAGE as error:
+                raise InputError(f"'{source}': damaged member '{name}': {error}") from error
+        for name, content in written.items():
+            new.writestr(name, content)
 
 
 def _refusal(member: zipfile.ZipInfo) -> str:
@@ -77,8 +99,12 @@ def _refusal(member: zipfile.ZipInfo) -> str:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         return f"member '{name}' would leave the archive"
+    if not name.isprintable():
+        return f"member {name[:80]!r} has a name that is no text"
     if member.flag_bits & _ENCRYPTED:
         return f"member '{name}' is encrypted"
+    if member.compress_type not in _PACKINGS:
+        return f"member '{name}' is packed as {member.compress_type}, which is not read"
     return ""
 
 

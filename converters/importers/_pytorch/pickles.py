@@ -7,10 +7,15 @@ GLOBAL, STACK_GLOBAL, INST and the EXT codes). Source: the opcode table of :mod:
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-__all__ = ["foreign_names", "names_in"]
+from graphopt.errors import InputError
+from graphopt.runtime.evaluate import first_line
+
+__all__ = ["foreign_names", "foreign_names_of", "names_in", "refuse_foreign"]
 
 #: What torch itself writes for tensors, parameters, storages and their containers.
 _TENSORS = frozenset(
@@ -39,23 +44,63 @@ _DTYPES = frozenset(f"torch {name}" for name in _TYPES.split())
 _UNKNOWN = "a name that is computed"
 
 
-def foreign_names(content: bytes, prefixes: Iterable[str] = ()) -> list[str]:
+def foreign_names(
+    content: bytes, also: Collection[str] = (), classes: re.Pattern[str] | None = None
+) -> list[str]:
     """Names that are not tensors' own, as ``module.name``; empty where the pickle holds tensors only.
 
     Args:
         content: The pickle.
-        prefixes: Modules whose names are allowed as well.
+        also: Names that are allowed as well, as ``module name``.
+        classes: A pattern for such names.
 
     Raises:
         ValueError: It is no pickle.
     """
-    allowed = _TENSORS | _STORAGES | _DTYPES
-    prefixes = tuple(prefixes)
+    allowed = _TENSORS | _STORAGES | _DTYPES | frozenset(also)
     return [
         name.replace(" ", ".", 1) if name != _UNKNOWN else name
         for name in names_in(content)
-        if name not in allowed and not name.startswith(prefixes)
+        if name not in allowed and not (classes and classes.fullmatch(name))
     ]
+
+
+def foreign_names_of(
+    source: Path,
+    member: str,
+    content: bytes,
+    also: Collection[str] = (),
+    classes: re.Pattern[str] | None = None,
+) -> list[str]:
+    """The same of a member of an archive.
+
+    Raises:
+        InputError: It is no pickle.
+    """
+    try:
+        return foreign_names(content, also, classes)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise InputError(f"'{source}': damaged member '{member}': {first_line(error)}") from error
+
+
+def refuse_foreign(
+    source: Path,
+    member: str,
+    content: bytes,
+    also: Collection[str] = (),
+    classes: re.Pattern[str] | None = None,
+) -> None:
+    """Let through a pickle of tensors.
+
+    Raises:
+        InputError: It is none; names the first thing that it would look up.
+    """
+    foreign = foreign_names_of(source, member, content, also, classes)
+    if foreign:
+        raise InputError(
+            f"'{source}': member '{member}' looks up {foreign[0]}, which is no tensor; loading it could run "
+            "code, so it is refused"
+        )
 
 
 def names_in(content: bytes) -> list[str]:

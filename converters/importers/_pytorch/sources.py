@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export.pt2_archive._package import load_pt2
 
 from graphopt.converters.importers import _guard
-from graphopt.converters.importers._pytorch import inspection
+from graphopt.converters.importers._pytorch import exported_program, inspection, torchscript
 from graphopt.converters.importers._pytorch.subject import Subject, flatten, with_examples
 from graphopt.errors import InputError, UnsupportedError
 from graphopt.import_options import ImportOptions, InputSpec
+from graphopt.limits import SAMPLE_ELEMENTS
 from graphopt.runtime.evaluate import first_line
 
 __all__ = ["load"]
@@ -33,27 +37,31 @@ def load(source: str, options: ImportOptions, folder: Path) -> Subject:
         raise InputError(f"'{source}': no such file")
     kind = inspection.kind(path)
     if kind == "ExportedProgram":
-        return _exported_program(path, options)
+        return _exported_program(path, folder)
     if kind == "TorchScript":
-        return _torchscript(path, options)
+        return _torchscript(path, options, folder)
     raise inspection.refusal(path, kind)
 
 
-def _exported_program(path: Path, options: ImportOptions) -> Subject:
-    # torch evaluates expressions and guards of its JSON as Python, which no search of the pickles finds.
-    if not options.allow_code:
-        raise InputError(
-            f"'{path}': loading an ExportedProgram can run code that the file holds; --allow-code imports "
-            "one that you trust, package.module:factory with --weights needs no trust in a file"
-        )
-    inspection.check_exported_program(path)
-    with _guard.loading(str(path), "torch.export"):
-        program = torch.export.load(path)
-    inputs, examples = _inputs_of(program)
-    module = program.module()
-    with torch.no_grad():
-        outputs = tuple(flatten(module(*examples)))
+def _exported_program(path: Path, folder: Path) -> Subject:
+    checked = exported_program.checked_copy(path, folder)
+    with _guard.loading(str(path), "torch.export"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # torch.export.load would try an older format where this fails, and not say why it does.
+        program = load_pt2(str(checked)).exported_programs["model"]
+        inputs, examples = _inputs_of(program)
+        module = program.module()
+        outputs = _outputs_of(module, examples)
     return Subject(module, inputs, examples, outputs, program=program)
+
+
+def _outputs_of(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+    try:
+        with torch.no_grad():
+            result = module(*examples)
+    except Exception as error:
+        raise UnsupportedError(f"it does not run on inputs of zeros: {first_line(error)}") from error
+    return tuple(flatten(result))
 
 
 def _inputs_of(
@@ -63,11 +71,13 @@ def _inputs_of(
     given = program.call_spec.in_spec
     if given is not None and given.child(1).num_children:
         raise UnsupportedError("it takes keyword arguments; export it with positional ones")
+    if given is not None and any(child.num_children for child in given.child(0).children()):
+        raise UnsupportedError("it takes nested inputs; export it with tensors only")
     metas: dict[str, Any] = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     names: dict[str, str] = {}
     specs, examples = [], []
     for name in program.graph_signature.user_inputs:
-        meta = metas[name]
+        meta = metas.get(name) if isinstance(name, str) else name
         if not torch.is_tensor(meta):
             raise UnsupportedError(f"input '{name}' is no tensor but {type(meta).__name__}")
         shape: list[int | str] = []
@@ -80,17 +90,22 @@ def _inputs_of(
                 shape.append(names.setdefault(str(axis), called))
         specs.append(InputSpec(str(name), str(meta.dtype).removeprefix("torch."), tuple(shape)))
         sizes = [axis if isinstance(axis, int) else int(axis.node.hint or 2) for axis in dims]
+        if not 0 <= math.prod(sizes) <= SAMPLE_ELEMENTS:
+            raise UnsupportedError(
+                f"input '{name}' has {math.prod(sizes):,} elements; {SAMPLE_ELEMENTS:,} is most"
+            )
         examples.append(torch.zeros(sizes, dtype=meta.dtype))
     return tuple(specs), tuple(examples)
 
 
-def _torchscript(path: Path, options: ImportOptions) -> Subject:
-    inspection.check_torchscript(path)
+def _torchscript(path: Path, options: ImportOptions, folder: Path) -> Subject:
+    checked = torchscript.checked_copy(path, folder)
     if not options.inputs:
-        names = ", ".join(f"--input {name}=float32[batch,...]" for name in inspection.parameters(path))
+        names = ", ".join(f"--input {name}=float32[batch,...]" for name in torchscript.parameters(path))
         raise InputError(f"'{path}': TorchScript does not say which shapes it takes; say it with {names}")
-    with _guard.loading(str(path), "TorchScript"):
-        module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    with _guard.loading(str(path), "TorchScript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        module: Any = torch.jit.load(str(checked), map_location="cpu")  # type: ignore[no-untyped-call]
     return with_examples(module.eval(), options.inputs)
 
 

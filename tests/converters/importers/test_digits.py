@@ -14,7 +14,6 @@ from graphopt.runtime import evaluate
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 FLOAT = ["digits.keras", "digits.h5", "digits_saved_model", "digits.pt2", "digits.pt", "digits.tflite"]
 OPTIONS = {
-    "digits.pt2": ImportOptions(allow_code=True),
     "digits.pt": ImportOptions(inputs=(InputSpec("image", "float32", ("batch", 1, 8, 8)),)),
 }
 
