@@ -24,6 +24,8 @@ def seeded(build: Callable[[], M], *examples: Tensor) -> M:
         module = build()
         for part in module.modules():
             _draw(part)
+        for part in module.modules():
+            _calm(part)
         if examples:
             module.train()
             with torch.no_grad():
@@ -34,6 +36,14 @@ def seeded(build: Callable[[], M], *examples: Tensor) -> M:
 def noise(*shape: int) -> Tensor:
     """The same standard normal noise every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def _calm(part: nn.Module) -> None:
+    """Residual branches add little, as in trained networks: else rounding errors grow with the depth."""
+    branch = getattr(part, "branch", None)
+    if isinstance(branch, nn.Module):
+        norms = [m for m in branch.modules() if isinstance(m, (nn.BatchNorm2d, nn.InstanceNorm2d))]
+        nn.init.uniform_(norms[-1].weight, 0.1, 0.5)
 
 
 def _draw(part: nn.Module) -> None:

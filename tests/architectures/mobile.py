@@ -82,12 +82,12 @@ class InvertedResidual(nn.Module):
         layers.append(conv(hidden, hidden, kernel, stride, depthwise=True, act=act))
         if gate is not None:
             layers.append(SqueezeExcite(hidden, act(), gate()))
-        self.layers = nn.Sequential(*layers, conv(hidden, outputs))
+        self.branch = nn.Sequential(*layers, conv(hidden, outputs))
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """The block."""
-        y: Tensor = self.layers(x)
+        y: Tensor = self.branch(x)
         return x + y if self.adds else y
 
 
