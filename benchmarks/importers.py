@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from _import_case import Case
 
 HEADER = ["source", "format", "imported", "max rel", "optimized", "nodes", "transposes", "s", "notes"]
-FAMILIES = ("keras", "tflite")
+FAMILIES = ("keras", "torch", "tflite")
 
 
 class Row(NamedTuple):

@@ -18,6 +18,8 @@ __all__ = ["Subject", "flatten", "with_examples"]
 
 #: Sizes that free axes are tried at, the first axis (the batch) at 2: none divides a usual size by accident.
 _SIZES = (12, 33, 64, 225, 1024, 16000)
+#: Of images: where a small one is down to one pixel inside, exporters take it that it always is.
+_IMAGE_SIZES = (64, 225, 33, 12, 1024, 512)
 _BATCH = 2
 
 
@@ -80,8 +82,8 @@ def with_examples(
     """
     keywords = _by_keyword(module, inputs)
     failure: Exception | None = None
-    for size in _SIZES:
-        tensors = tuple(examples or (_example(spec, size) for spec in inputs))
+    for size, side in zip(_SIZES, _IMAGE_SIZES, strict=True):
+        tensors = tuple(examples or (_example(s, side if len(s.shape) == 4 else size) for s in inputs))
         subject = Subject(module, inputs, tensors, tuple(outputs), keywords)
         try:
             result = subject.call(tensors)

@@ -1,0 +1,1 @@
+"""Networks of many families in plain torch, small, with seeded random weights; ``index`` lists them."""

@@ -1,0 +1,71 @@
+"""The networks of tests/architectures: each runs in torch, and some are imported with their axes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures.index import ARCHITECTURES
+
+from graphopt import importing
+from graphopt.converters.importers._pytorch.subject import flatten, with_examples
+from graphopt.graph import all_nodes
+from graphopt.import_options import ImportOptions, InputSpec
+
+
+def inputs(name: str) -> tuple[InputSpec, ...]:
+    return tuple(InputSpec.parse(text) for text in ARCHITECTURES[name].inputs)
+
+
+def shapes(values) -> dict[str, str]:
+    return {value.name: str(value.shape) for value in values}
+
+
+def test_there_are_many():
+    assert len(ARCHITECTURES) >= 24
+    assert "ssdlite" in ARCHITECTURES
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_outputs_depend_on_the_input(name):
+    subject = with_examples(ARCHITECTURES[name].factory(), inputs(name))
+    others = [
+        torch.roll(x, 1, -1) * 2 if x.is_floating_point() else x + 3 if x.dtype == torch.int64 else x
+        for x in subject.examples
+    ]
+    first, other = (flatten(subject.call(tensors)) for tensors in (subject.examples, others))
+    for output, value in first.items():
+        assert value.isfinite().all()
+        assert (value - other[output]).abs().max() > 0.01 * value.abs().max()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_weights_are_the_same_every_time_and_no_defaults(name):
+    state, same = (ARCHITECTURES[name].factory().state_dict() for _ in range(2))
+    for key, value in state.items():
+        assert torch.equal(value, same[key])
+        assert not key.endswith("running_mean") or value.abs().max() > 0
+        assert not key.endswith("running_var") or (value - 1).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("ssdlite", {"boxes", "scores"}),
+        ("lstm_tagger", {"output"}),
+        ("vit", {"output"}),
+        ("shufflenet_v2", {"output"}),
+    ],
+)
+def test_import_keeps_the_axes(name, outputs):
+    options = ImportOptions(inputs=inputs(name))
+    model, report = importing.import_source(ARCHITECTURES[name].source, options)
+    assert shapes(model.graph.inputs) == {
+        spec.name: f"[{','.join(map(str, spec.shape))}]" for spec in options.inputs
+    }
+    assert {value.name for value in model.graph.outputs} == outputs
+    assert all(str(value.shape).startswith("[batch,") for value in model.graph.outputs)
+    kinds = [node.op_type for node in all_nodes(model)]
+    assert not {"Loop", "If", "Scan"} & set(kinds)
+    assert kinds.count("LSTM") == (name == "lstm_tagger")
+    assert report.max_rel < 1e-5
+    assert not report.notes
