@@ -453,7 +453,7 @@ def _mutations(name: str, seed: int, count: int) -> list[dict[str, bytes | None]
 @pytest.mark.parametrize("name", ["digits.pt2", "digits.pt"])
 def test_mutated_members(make, name, seed):
     """Whatever is changed, it is imported or refused in one line."""
-    for members in _mutations(name, seed, 25):
+    for members in _mutations(name, seed, 20):
         try:
             make.load(make.write(name, members))
         except GraphoptError as error:
@@ -466,7 +466,7 @@ def test_mutated_archives(make, name):
     chance = random.Random(0)
     whole = (SOURCES / name).read_bytes()
     path = make.folder / f"mutated{Path(name).suffix}"
-    for number in range(40):
+    for number in range(30):
         data = bytearray(whole)
         for _ in range(chance.choice((1, 3, 20))):
             tail = len(data) - chance.randrange(1, 3000)
