@@ -184,8 +184,8 @@ def _finish(
     progress: Progress,
 ) -> tuple[ir.Model, ImportReport]:
     """Clean, compare, and say where the model comes from."""
-    model, max_rel = _cleaned(raw, made, tolerance, facts.source, options, progress)
-    notes = [*facts.notes, *(made.notes if made else [])]
+    model, max_rel, undone = _cleaned(raw, made, tolerance, facts.source, options, progress)
+    notes = [*facts.notes, *(made.notes if made else []), *undone]
     nodes = list(all_nodes(model))
     model.metadata_props.update(_provenance(facts, options))
     report = ImportReport(
@@ -211,21 +211,23 @@ def _cleaned(
     source: str,
     options: ImportOptions,
     progress: Progress,
-) -> tuple[ir.Model, float]:
-    """The model after the exact passes, and how far it is from the framework."""
+) -> tuple[ir.Model, float, list[str]]:
+    """The model after the exact passes, how far it is from the framework, and which passes were undone."""
     recipe = builtin.optimize_recipe(options.opset)
-    if made is None:
-        pipeline = Pipeline(recipe.without_verification(), raw, source, progress, reported=False)
-        pipeline.run()
-        return pipeline.model, 0.0
     reason = ""
     for attempt in (recipe.without_verification(), recipe):
         pipeline = Pipeline(attempt, raw, source, progress, reported=False)
-        pipeline.run()
+        undone = [
+            f"pass {step.name} was undone: {step.reason}"
+            for step in pipeline.run().passes
+            if step.status in ("undone", "failed")
+        ]
+        if made is None:
+            return pipeline.model, 0.0, undone
         outputs = evaluate.run(pipeline.model, made.feeds).outputs
         reason = references.differs(made.outputs, outputs, tolerance)
         if not reason:
-            return pipeline.model, _distance(made, outputs)
+            return pipeline.model, _distance(made, outputs), undone
     raise VerificationError(
         f"'{source}': the ONNX model does not compute what the framework computes: {reason}; nothing is "
         "imported (--no-verify imports it all the same)"

@@ -121,6 +121,7 @@ def test_a_pass_that_is_wrong_is_undone(source, monkeypatch, ops):
     monkeypatch.setattr(EliminateIdentity, "call", spoil)
     model, report = importing.import_source(source())
     assert report.samples == 3
+    assert any(note.startswith("pass eliminate-identity was undone: ") for note in report.notes)
     assert ops(model)[-1] == "Mul"
     assert model.graph[-1].inputs[1].const_value is not None
 
