@@ -260,6 +260,16 @@ def _orders(formula: Formula | None, kind: type[Product] | type[Sum]) -> list[tu
     return [(a, b), (b, a)]
 
 
+def _fits(gate: _Gate, features: int, hidden: int) -> bool:
+    """Whether a gate has the shapes of the others; one of a single column would be broadcast."""
+    return (
+        len(gate.bias) == hidden
+        and (gate.weights is None or gate.weights.shape == (features, hidden))
+        and (gate.recurrence is None or gate.recurrence.shape == (hidden, hidden))
+        and (gate.recurrent_bias is None or len(gate.recurrent_bias) == hidden)
+    )
+
+
 def _cell(
     op_type: str,
     states: tuple[int, ...],
@@ -269,7 +279,7 @@ def _cell(
 ) -> Cell | None:
     hidden = len(gates[0].bias)
     features = next((len(gate.weights) for gate in gates if gate.weights is not None), 0)
-    if not features or any(len(gate.bias) != hidden for gate in gates) or len(gates) != _GATES[op_type]:
+    if not features or len(gates) != _GATES[op_type] or not all(_fits(g, features, hidden) for g in gates):
         return None
 
     def rows(matrix: Array | None, width: int) -> Array:

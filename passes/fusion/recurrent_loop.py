@@ -19,7 +19,6 @@ __all__ = ["RecurrentLoop"]
 
 #: Axes of Squeeze and Unsqueeze are inputs since then.
 _MIN_OPSET: Final = 13
-_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 _DEFAULTS: Final = {
     "RNN": (Activation("Tanh"),),
     "GRU": (Activation("Sigmoid"), Activation("Tanh")),
@@ -63,6 +62,8 @@ class RecurrentLoop(Rule[_Match]):
         counting = [i for i in range(carried) if _counts(node, body, i)]
         states = {body.inputs[i + 2]: i for i in range(carried) if i not in counting}
         counters = frozenset([body.inputs[0], *(body.inputs[i + 2] for i in counting)])
+        if any(value.shape is not None and value.shape.rank() for value in counters):
+            return None  # a step would have an axis more
         read = Body(body, states, counters)
         results = {i: read.formula(body.outputs[i + 1]) for i in states.values()}
         known: dict[int, Formula] = {i: result for i, result in results.items() if result is not None}
@@ -79,8 +80,8 @@ class RecurrentLoop(Rule[_Match]):
         hidden = match.cell.recurrence.shape[1]
         if dims is None or len(dims) != 3 or dims[2] != match.cell.weights.shape[1]:
             return f"'{match.sequence.name}' is not known to be [steps, batch, {match.cell.weights.shape[1]}]"
-        if context.infer(match.sequence).dtype not in _FLOATS:
-            return f"'{match.sequence.name}' is no float tensor"
+        if context.infer(match.sequence).dtype != ir.DataType.FLOAT:
+            return f"'{match.sequence.name}' is not float32, and other types have no kernel in onnxruntime"
         for state in match.cell.states:
             initial = node.inputs[state + 2]
             assert initial is not None
@@ -183,7 +184,8 @@ def _attributes(cell: Cell, hidden: int) -> list[ir.Attr]:
 def _counts(node: ir.Node, body: ir.Graph, index: int) -> bool:
     """Whether a carried value is 0, 1, 2 ..., as the Loop's own counter."""
     step = without_copies(body.outputs[index + 1]).producer()
-    if step is None or not is_op(step, "Add") or number(node.inputs[index + 2]) != 0:
+    start = array_of(node.inputs[index + 2])
+    if step is None or not is_op(step, "Add") or start is None or start.ndim or start.item() != 0:
         return False
     parameter = body.inputs[index + 2]
     return any(
