@@ -200,7 +200,7 @@ def importer_for(source: str) -> Importer:
     if holds and named not in holds:
         raise InputError(
             f"'{source}': its content is {holds[0].format}, its name says {named.format}; "
-            f"rename it to *{holds[0].suffixes[0]}"
+            f"rename it to *{' or *'.join(holds[0].suffixes)}"
         )
     return named
 

@@ -58,6 +58,8 @@ _FILE_OPS = (
     "WriteFile",
 )
 _CONFIG_LIMIT = 64 * MIB
+#: HDF5's own: deflate, shuffle, checksum, n-bit, scale and offset; and h5py's lzf.
+_FILTERS = frozenset({1, 2, 3, 5, 6, 32000})
 
 
 def inspect_file(source: Path, options: ImportOptions) -> None:
@@ -123,15 +125,25 @@ def _inspect_hdf5(source: Path, file: Any) -> bytes:
                     elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
                         raise InputError(f"'{source}': '{name}' lies in another file; it is refused")
                     elif isinstance(item, h5py.Dataset):
+                        _check_filters(source, item)
                         left -= item.nbytes
                         if left < 0:
                             raise InputError(f"'{source}': '{name}' is much larger than the file")
             config = opened.attrs.get("model_config", b"")
     except (OSError, KeyError, ValueError, RuntimeError, RecursionError) as error:
         raise InputError(f"'{source}': damaged HDF5: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, str | bytes):
-        raise InputError(f"'{source}': damaged configuration")
-    return config.encode() if isinstance(config, str) else config
+    try:
+        return config.encode() if isinstance(config, str) else bytes(config)
+    except (TypeError, ValueError) as error:  # a number; text that is no UTF-8
+        raise InputError(f"'{source}': damaged configuration") from error
+
+
+def _check_filters(source: Path, dataset: Any) -> None:
+    """HDF5 looks for a library on the disk where it does not know a filter."""
+    plan = dataset.id.get_create_plist()
+    found = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
+    if not found <= _FILTERS:
+        raise InputError(f"'{source}': '{dataset.name}' is packed by a filter of its own; it is refused")
 
 
 def _inspect_config(source: Path, config: Any, options: ImportOptions) -> None:
