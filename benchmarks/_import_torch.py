@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -44,11 +45,14 @@ def _made(make: Callable[[Subject, Path], None], subject: Subject, target: Path)
     """Whether torch makes this of it; where it does not, there is nothing to import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)  # torch logs whole programs
         try:
             make(subject, target)
         except Exception as error:  # noqa: BLE001 - torch raises anything
             print(f"{target.name}: torch does not write it: {first_line(error)}", file=sys.stderr)
             return False
+        finally:
+            logging.disable(logging.NOTSET)
     return True
 
 

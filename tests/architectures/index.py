@@ -58,7 +58,7 @@ _INPUTS: dict[Callable[[], nn.Module], tuple[str, ...]] = {
     sequence.gru_classifier: _TEXT,
     sequence.bert: ("input_ids=int64[batch,length]", "attention_mask=int64[batch,length]"),
     sequence.gpt: ("input_ids=int64[batch,length]",),
-    sequence.transformer_encoder: ("series=float32[batch,length,8]", "padding=bool[batch,length]"),
+    sequence.transformer_encoder: ("series=float32[batch,length,8]", "mask=bool[batch,length]"),
     sequence.translator: ("source=int64[batch,length]", "target=int64[batch,target_length]"),
     sequence.keyword_net: ("sound=float32[batch,1,samples]",),
     sequence.crnn: ("image=float32[batch,1,32,width]",),

@@ -155,9 +155,9 @@ class _Encoder(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.value = nn.Linear(width, 1)
 
-    def forward(self, series: Tensor, padding: Tensor) -> Tensor:
-        """A number for each step; ``padding`` is true where there is none."""
-        numbers: Tensor = self.value(self.encoder(self.embed(series), src_key_padding_mask=padding))
+    def forward(self, series: Tensor, mask: Tensor) -> Tensor:
+        """A number for each step; ``mask`` is true where there is one."""
+        numbers: Tensor = self.value(self.encoder(self.embed(series), src_key_padding_mask=~mask))
         return numbers
 
 
