@@ -219,6 +219,21 @@ def _efficient_net() -> keras.Model:
     model = _application("EfficientNetB0")()
     stem = model.get_layer("stem_conv")
     stem.set_weights([weight * 255 for weight in stem.get_weights()])
+    return _with_small_branches(model, "_project_bn")
+
+
+def _res_net() -> keras.Model:
+    return _with_small_branches(_application("ResNet50")(), "_3_bn")
+
+
+def _with_small_branches(model: keras.Model, last: str) -> keras.Model:
+    """Let residual branches start small, as such networks are trained (He et al. 2019, "Bag of tricks"): drawn
+    ones of full size turn the last digits of float32 into visible ones.
+    """
+    for layer in model.layers:
+        if layer.name.endswith(last):
+            gamma, *others = layer.get_weights()
+            layer.set_weights([gamma * 0.3, *others])
     return model
 
 
@@ -246,7 +261,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "MobileNetV2": _application("MobileNetV2"),
     "MobileNetV3Small": _application("MobileNetV3Small", include_preprocessing=False),
     "EfficientNetB0": _efficient_net,
-    "ResNet50": _application("ResNet50"),
+    "ResNet50": _res_net,
     "DenseNet121": _application("DenseNet121"),
     "Xception": _application("Xception"),
 }
