@@ -227,8 +227,9 @@ def _res_net() -> keras.Model:
 
 
 def _with_small_branches(model: keras.Model, last: str) -> keras.Model:
-    """Let residual branches start small, as such networks are trained (He et al. 2019, "Bag of tricks"): drawn
-    ones of full size turn the last digits of float32 into visible ones.
+    """Let residual branches start small, as such networks are trained (He et al. 2019, "Bag of tricks").
+
+    Drawn ones of full size turn the last digits of float32 into visible ones.
     """
     for layer in model.layers:
         if layer.name.endswith(last):
