@@ -1,17 +1,21 @@
 """Import many sources through the child process and check each: the table in docs/importers.md.
 
     python benchmarks/importers.py tflite --models FOLDER --only selfie
-    python benchmarks/importers.py tflite --models FOLDER --markdown docs/importers.md
+    python benchmarks/importers.py keras torch tflite --models FOLDER --markdown docs/importers.md
+    python benchmarks/importers.py --rows keras.json torch.json --markdown docs/importers.md
 
 Each source is imported as `graphopt convert` does it. What is checked of the result shares no code with
 graphopt but the drawing of inputs: the file passes the ONNX checker, onnxruntime loads it (its optimizer off,
 then on) and gives the framework's own outputs, which were computed in the import's child, to the bound of
-the case. Exits 1 if any case fails.
+the case. A difference is relative to the largest element of its output.
+
+Exits 1 if any case fails.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +35,11 @@ if TYPE_CHECKING:
 
 HEADER = ["source", "format", "imported", "max rel", "optimized", "nodes", "transposes", "s", "notes"]
 FAMILIES = ("keras", "torch", "tflite")
+BOUNDS = {
+    "keras": "Bound: 1e-5, of 16-bit floats 1e-3. Weights are drawn (`benchmarks/_keras_models.py`).",
+    "torch": "Bound: 1e-5. Weights are drawn (`tests/architectures`).",
+    "tflite": "Bound: 1e-4; quantized: one step on average and the same largest element.",
+}
 
 
 class Row(NamedTuple):
@@ -137,10 +146,14 @@ def _cases(family: str, folder: Path, models: list[Path], only: list[str]) -> It
 
 def markdown(rows: list[Row]) -> str:
     """The page docs/importers.md: how many of each family, and a line for each source."""
-    lines = ["# What imports, and how well", "", __doc__[__doc__.index("Each source") :].strip(), ""]
+    told = __doc__[__doc__.index("Each source") : __doc__.index("Exits 1")].strip()
+    command = (
+        "`python benchmarks/importers.py keras torch tflite --models FOLDER --markdown docs/importers.md`"
+    )
+    lines = ["# What imports, and how well", "", told, "", f"Made by {command}.", ""]
     for family in dict.fromkeys(row.family for row in rows):
         mine = [row for row in rows if row.family == family]
-        lines += [f"## {family}: {sum(r.imported for r in mine)} of {len(mine)}", ""]
+        lines += [f"## {family}: {sum(r.imported for r in mine)} of {len(mine)}", "", BOUNDS[family], ""]
         lines += [
             "| source | format | imported | max rel | nodes | transposes | s |",
             "|---|---|---|--:|--:|--:|--:|",
@@ -169,12 +182,13 @@ def _cells(row: Row) -> list[str]:
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("families", nargs="+", choices=FAMILIES)
+    arguments.add_argument("families", nargs="*", choices=[*FAMILIES, []])
     arguments.add_argument("--models", nargs="*", default=[], type=Path, help="folders of .tflite files")
     arguments.add_argument("--only", nargs="*", default=[], help="names that contain one of these")
+    arguments.add_argument("--rows", nargs="*", default=[], type=Path, help="results of --json of other runs")
     arguments.add_argument("--markdown", type=Path, help="also write the table to this page")
     given = arguments.parse_args()
-    rows: list[Row] = []
+    rows = [Row(**row) for file in given.rows for row in json.loads(file.read_text(encoding="utf-8"))]
     for family in given.families:
         with tempfile.TemporaryDirectory() as folder:
             for case in _cases(family, Path(folder), given.models, given.only):
