@@ -41,7 +41,7 @@ def noise(*shape: int) -> Tensor:
 def _calm(part: nn.Module) -> None:
     """Residual branches add little, as in trained networks: else rounding errors grow with the depth."""
     branch = getattr(part, "branch", None)
-    if isinstance(branch, nn.Module):
+    if isinstance(branch, nn.Module) and getattr(part, "adds", True):
         norms = [m for m in branch.modules() if isinstance(m, (nn.BatchNorm2d, nn.InstanceNorm2d))]
         nn.init.uniform_(norms[-1].weight, 0.1, 0.5)
 

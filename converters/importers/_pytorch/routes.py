@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
+from torch.onnx import symbolic_helper, symbolic_opset13, utils
 
 from graphopt.converters.importers._pytorch.subject import Subject
-from graphopt.graph import all_nodes
 from graphopt.limits import GIB
 
-__all__ = ["dynamo", "name_axes", "torchscript"]
+__all__ = ["dynamo", "torchscript"]
 
 #: The newest that both exporters write.
 _DYNAMO_OPSET = 20
 _TORCHSCRIPT_OPSET = 20
+#: The first in which the exporter has it.
+_UNFLATTEN_OPSET = 13
 
 
 def dynamo(subject: Subject, target: Path) -> None:
@@ -82,7 +83,7 @@ def torchscript(subject: Subject, target: Path) -> None:
     arguments: Any = subject.examples
     if subject.keywords:
         arguments = (dict(zip([s.name for s in subject.inputs], subject.examples, strict=True)),)
-    with _quiet():
+    with _quiet(), _unflatten_with_rank():
         torch.onnx.export(
             subject.module,
             arguments,
@@ -95,28 +96,30 @@ def torchscript(subject: Subject, target: Path) -> None:
         )
 
 
-def name_axes(model: ir.Model, subject: Subject) -> list[str]:
-    """Give the inputs the user's names of axes, everywhere; the free axes that came out as numbers."""
-    names: dict[str, str] = {}
-    lost = []
-    for value, spec in zip(model.graph.inputs, subject.inputs, strict=True):
-        assert value.shape is not None
-        for number, (axis, wanted) in enumerate(zip(value.shape, spec.shape, strict=True)):
-            if isinstance(wanted, str) and isinstance(axis, int):
-                lost.append(f"{spec.name}[{number}]")
-            elif isinstance(axis, ir.SymbolicDim) and axis.value is not None:
-                names.setdefault(str(axis.value), wanted if isinstance(wanted, str) else str(axis.value))
-    values = [*model.graph.inputs, *model.graph.outputs, *(v for n in all_nodes(model) for v in n.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([_renamed(axis, names) for axis in value.shape])
-    return lost
+@contextlib.contextmanager
+def _unflatten_with_rank() -> Iterator[None]:
+    """The exporter's own unflatten forgets the rank, which nn.MultiheadAttention as TorchScript needs."""
+    utils.register_custom_op_symbolic("aten::unflatten", _unflatten, _UNFLATTEN_OPSET)
+    try:
+        yield
+    finally:
+        utils.unregister_custom_op_symbolic("aten::unflatten", _UNFLATTEN_OPSET)
 
 
-def _renamed(axis: Any, names: dict[str, str]) -> Any:
-    if isinstance(axis, ir.SymbolicDim) and axis.value is not None:
-        return ir.SymbolicDim(names.get(str(axis.value), str(axis.value)))
-    return axis
+def _unflatten(g: Any, value: Any, dim: Any, sizes: Any) -> Any:
+    rank, axis = symbolic_helper._get_tensor_rank(value), symbolic_helper._maybe_get_const(dim, "i")
+    count = symbolic_helper._get_tensor_sizes(sizes)
+    if symbolic_helper._is_packed_list(sizes):
+        count = [len(symbolic_helper._unpack_list(sizes))]
+    if rank is None or not isinstance(axis, int) or not count or count[0] is None:
+        return symbolic_opset13.unflatten(g, value, dim, sizes)
+    axis %= rank
+    shape = g.op("Shape", value)
+    head = symbolic_helper._slice_helper(g, shape, axes=[0], starts=[0], ends=[axis])
+    tail = symbolic_helper._slice_helper(g, shape, axes=[0], starts=[axis + 1], ends=[rank])
+    made = g.op("Reshape", value, g.op("Concat", head, sizes, tail, axis_i=0))
+    made.setType(value.type().with_sizes([None] * (rank - 1 + count[0])))
+    return made
 
 
 def _is_large(module: torch.nn.Module) -> bool:

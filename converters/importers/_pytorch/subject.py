@@ -19,7 +19,7 @@ __all__ = ["Subject", "flatten", "with_examples"]
 #: Sizes that free axes are tried at, the first axis (the batch) at 2: none divides a usual size by accident.
 _SIZES = (12, 33, 64, 225, 1024, 16000)
 #: Of images: where a small one is down to one pixel inside, exporters take it that it always is.
-_IMAGE_SIZES = (64, 225, 33, 12, 1024, 512)
+_IMAGE_SIZES = (192, 225, 64, 33, 12, 1024)
 _BATCH = 2
 
 
