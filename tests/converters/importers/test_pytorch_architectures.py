@@ -6,7 +6,8 @@ import pytest
 import torch
 from architectures.index import ARCHITECTURES
 
-from graphopt import importing
+from graphopt import importing, io
+from graphopt.converters.importers._pytorch.export import export_subject
 from graphopt.converters.importers._pytorch.subject import flatten, with_examples
 from graphopt.graph import all_nodes
 from graphopt.import_options import ImportOptions, InputSpec
@@ -71,3 +72,18 @@ def test_import_keeps_the_axes(name, takes, gives):
     assert kinds.count("LSTM") == (name == "lstm_tagger")
     assert report.max_rel < 1e-5
     assert not report.notes
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its older formats
+@pytest.mark.parametrize("name", ["deit", "keyword_net"])
+def test_torchscript(tmp_path, name):
+    """Attention whose rank the exporter forgets, and sound that is longer than what is drawn at first."""
+    made = with_examples(ARCHITECTURES[name].factory(), inputs(name))
+    traced = torch.jit.trace(made.module, made.examples, check_trace=False)
+    exported = export_subject(with_examples(traced, made.inputs), ImportOptions(), tmp_path)
+    model = io.load(exported.model)
+    assert shapes(model.graph.inputs) == {s.name: f"[{','.join(map(str, s.shape))}]" for s in made.inputs}
+    assert shapes(model.graph.outputs) == {"output": "[batch,10]"}
+    shapes_run = {str([x.shape for x in feed.values()]) for feed in exported.references.feeds}
+    assert len(shapes_run) > 1
+    assert not exported.notes
