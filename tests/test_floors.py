@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("registry", "conversion", "references"), 4),
     **dict.fromkeys(("passes", "converters"), 5),
     **dict.fromkeys(
-        ("recipe", "data", "verification", "explain", "report", "pipeline", "builtin", "importing"), 6
+        ("recipe", "data", "verification", "explain", "report", "pipeline", "builtin", "importing", "live"), 6
     ),
     **dict.fromkeys(("api", "tables", "cli", "__main__"), 7),
 }
