@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.onnx import symbolic_helper, symbolic_opset13, utils
 
-from graphopt.converters.importers._pytorch.subject import Subject
+from graphopt.converters.importers._pytorch.subject import Subject, flatten
 from graphopt.limits import GIB
 
 __all__ = ["dynamo", "torchscript"]
@@ -84,8 +84,12 @@ def torchscript(subject: Subject, target: Path) -> None:
     if subject.keywords:
         arguments = (dict(zip([s.name for s in subject.inputs], subject.examples, strict=True)),)
     with _quiet(), _unflatten_with_rank():
+        module = subject.module
+        if subject.scripted and isinstance(subject.call(subject.examples), dict):
+            flat: Any = _Flat(module)
+            module = torch.jit.trace(flat, subject.examples, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
-            subject.module,
+            module,
             arguments,
             str(target),
             dynamo=False,
@@ -94,6 +98,18 @@ def torchscript(subject: Subject, target: Path) -> None:
             output_names=list(subject.outputs),
             dynamic_axes={name: free for name, free in axes.items() if free},
         )
+
+
+class _Flat(torch.nn.Module):
+    """TorchScript that returns a dictionary, which its exporter does not know, tensor by tensor."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors, in the order of ``subject.flatten``."""
+        return tuple(flatten(self.module(*given)).values())
 
 
 @contextlib.contextmanager

@@ -87,3 +87,22 @@ def test_torchscript(tmp_path, name):
     shapes_run = {str([x.shape for x in feed.values()]) for feed in exported.references.feeds}
     assert len(shapes_run) > 1
     assert not exported.notes
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its older formats
+def test_torchscript_that_returns_a_dictionary(tmp_path):
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = self.body(x)
+            return {"boxes": found * 2, "scores": found.sum(1)}
+
+    path = tmp_path / "heads.pt"
+    torch.jit.save(torch.jit.trace(Heads().eval(), torch.ones(2, 3, 8, 8), strict=False), path)
+    described = (InputSpec.parse("x=float32[batch,3,height,width]"),)
+    model, report = importing.import_source(str(path), ImportOptions(inputs=described))
+    assert [value.name for value in model.graph.outputs] == ["boxes", "scores"]
+    assert report.max_rel < 1e-5
