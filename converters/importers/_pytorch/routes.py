@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.onnx import symbolic_helper, symbolic_opset13, utils
+from torch.utils import _pytree as pytree
 
 from graphopt.converters.importers._pytorch.subject import Subject, flatten
 from graphopt.limits import GIB
@@ -85,7 +86,7 @@ def torchscript(subject: Subject, target: Path) -> None:
         arguments = (dict(zip([s.name for s in subject.inputs], subject.examples, strict=True)),)
     with _quiet(), _unflatten_with_rank():
         module = subject.module
-        if subject.scripted and isinstance(subject.call(subject.examples), dict):
+        if subject.scripted and _has_dictionary(subject.call(subject.examples)):
             flat: Any = _Flat(module)
             module = torch.jit.trace(flat, subject.examples, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
@@ -98,6 +99,11 @@ def torchscript(subject: Subject, target: Path) -> None:
             output_names=list(subject.outputs),
             dynamic_axes={name: free for name, free in axes.items() if free},
         )
+
+
+def _has_dictionary(result: Any) -> bool:
+    paths = [path for path, _ in pytree.tree_flatten_with_path(result)[0]]
+    return any(isinstance(key, pytree.MappingKey) for path in paths for key in path)
 
 
 class _Flat(torch.nn.Module):
