@@ -6,8 +6,8 @@
 
 Each source is imported as `graphopt convert` does it. What is checked of the result shares no code
 with graphopt but the drawing of inputs: the file passes the ONNX checker, onnxruntime loads it (its optimizer
-off, then on) and gives the framework's own outputs, which were computed in the import's child, to the bound of
-the case. A difference is relative to the largest element of its output.
+off, then on) and gives the framework's own outputs, which were computed in the import's child, to the
+bound of the case. A difference is relative to the largest element of its output.
 
 Exits 1 if any case fails.
 """
