@@ -137,3 +137,14 @@ def test_a_factory_with_its_axes(tmp_path, monkeypatch):
         conversion.importer_for("my_networks:tagger").check("my_networks:tagger", ImportOptions())
     with pytest.raises(InputError, match="cannot be imported"):
         importing.import_source("my_networks:nothing", options)
+
+
+def test_a_local_hub_folder(tmp_path):
+    text = "import torch\n\ndef small():\n    return torch.nn.Linear(4, 3)\n"
+    (tmp_path / "hubconf.py").write_text(text)
+    options = ImportOptions(inputs=(InputSpec.parse("x=float32[batch,4]"),))
+    model, report = importing.import_source(f"torchhub:{tmp_path}:small", options)
+    assert [str(axis) for axis in model.graph.inputs[0].shape] == ["batch", "4"]
+    assert report.max_rel < 1e-5
+    with pytest.raises(InputError, match=r"has no hubconf\.py"):
+        importing.import_source(f"torchhub:{tmp_path / 'none'}:small", options)
