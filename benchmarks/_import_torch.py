@@ -35,7 +35,7 @@ def cases(folder: Path, names: Collection[str] = ()) -> Iterator[Case]:
         subject = with_examples(architecture.factory(), inputs)
         program = folder / f"{name}.pt2"
         if _made(_exported, subject, program):
-            yield Case(str(program), name, ".pt2", ImportOptions(allow_code=True), FLOAT)
+            yield Case(str(program), name, ".pt2", ImportOptions(), FLOAT)
         script = folder / f"{name}.pt"
         if _made(_traced, subject, script):
             yield Case(str(script), name, "TorchScript", options, FLOAT)

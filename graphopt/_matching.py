@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from graphopt.graph import constant_of, describe, is_default_domain, use_count
 
-__all__ = ["input_at", "is_exclusive", "is_op", "only_user", "producer", "why_not_constant"]
+__all__ = ["input_at", "is_exclusive", "is_op", "only_user", "origin", "producer", "why_not_constant"]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -29,6 +29,22 @@ def producer(value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node |
     if node is None or node.op_type not in op_types or node.graph is not user.graph:
         return None
     return node if is_op(node, node.op_type) else None
+
+
+def origin(value: ir.Value, *op_types: str, within: ir.Graph | None = None) -> ir.Value:
+    """What nodes of these op types, each of one input (Identity, Cast), make ``value`` of.
+
+    Args:
+        value: Where to start.
+        op_types: Which nodes are looked through.
+        within: Only nodes of this graph are; of any where None.
+    """
+    while (node := value.producer()) is not None and is_op(node, *op_types):
+        before = node.inputs[0]
+        if before is None or (within is not None and node.graph is not within):
+            break
+        value = before
+    return value
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

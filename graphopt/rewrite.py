@@ -36,7 +36,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt._edits import add_constant_node, is_gone, remove_unused, unname_twins
-from graphopt._matching import input_at, is_exclusive, is_op, only_user, producer, why_not_constant
+from graphopt._matching import input_at, is_exclusive, is_op, only_user, origin, producer, why_not_constant
 from graphopt.analyses import shapes
 from graphopt.analyses.dims import declarable
 from graphopt.analyses.shapes import Inferred, Shapes
@@ -61,6 +61,7 @@ __all__ = [
     "input_at",
     "is_exclusive",
     "is_op",
+    "origin",
     "producer",
     "remove_unused",
     "rules_of",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import graphopt
 from graphopt.api import ImportOptions
 from graphopt.errors import InputError
-
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 class Joined(torch.nn.Module):

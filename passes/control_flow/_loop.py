@@ -13,7 +13,7 @@ from graphopt import limits
 from graphopt.graph import add_initializer, array_of
 from graphopt.passes.control_flow._splice import copy_of, splice, substitute
 from graphopt.passes.control_flow._step import Scope, Step, flag_of
-from graphopt.rewrite import input_at, is_op
+from graphopt.rewrite import input_at, origin
 
 __all__ = ["simplify"]
 
@@ -84,11 +84,7 @@ def _iterations(loop: _Loop) -> int | None:
 
 def _stays_true(body: ir.Graph) -> bool:
     """Whether the condition that the body makes is true where the one it gets is."""
-    value = body.outputs[0]
-    while (node := value.producer()) is not None and node.graph is body and is_op(node, "Identity"):
-        if node.inputs[0] is None:
-            return False
-        value = node.inputs[0]
+    value = origin(body.outputs[0], "Identity", within=body)
     return value is body.inputs[1] or flag_of(value) is True
 
 

@@ -12,7 +12,7 @@ from graphopt.graph import can_replace, captured_values, is_used, replace_value
 from graphopt.passes.control_flow._rebuild import rebuild
 from graphopt.passes.control_flow._splice import discard, identity, release
 from graphopt.passes.control_flow._step import Scope, Step
-from graphopt.rewrite import is_op
+from graphopt.rewrite import origin
 
 __all__ = ["simplify"]
 
@@ -43,7 +43,11 @@ def simplify(node: ir.Node, scope: Scope) -> Step:
     loop = _read(node)
     if loop is None or not any(map(is_used, node.outputs)):
         return Step()
-    invariant = [i for i in range(loop.carried) if _origin(loop.result(i), loop.body) is loop.parameter(i)]
+    invariant = [
+        i
+        for i in range(loop.carried)
+        if origin(loop.result(i), "Identity", within=loop.body) is loop.parameter(i)
+    ]
     for index in invariant:
         _capture(loop, index, scope)
     if not any(map(is_used, node.outputs)):
@@ -76,15 +80,6 @@ def _read(node: ir.Node) -> _Repeated | None:
         and not any(v.is_initializer() for v in body.inputs)
     )
     return loop if fits else None
-
-
-def _origin(value: ir.Value, body: ir.Graph) -> ir.Value:
-    """What the body copies to ``value`` by Identity."""
-    while (node := value.producer()) is not None and node.graph is body and is_op(node, "Identity"):
-        if node.inputs[0] is None:
-            break
-        value = node.inputs[0]
-    return value
 
 
 def _capture(loop: _Repeated, index: int, scope: Scope) -> None:

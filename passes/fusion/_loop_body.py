@@ -20,9 +20,9 @@ from graphopt.passes.fusion._recurrent_cells import (
     Source,
     Sum,
 )
-from graphopt.rewrite import input_at, is_op
+from graphopt.rewrite import input_at, is_op, origin
 
-__all__ = ["Body", "without_copies"]
+__all__ = ["Body"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: Activations of the recurrent operators, with the defaults of the elementwise operators' attributes.
@@ -39,20 +39,12 @@ _ACTIVATIONS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 
 
-def without_copies(value: ir.Value) -> ir.Value:
-    """What Identity copies to ``value``."""
-    while (node := value.producer()) is not None and is_op(node, "Identity") and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
-
-
 class Body:
     """The body of a Loop.
 
     Attributes:
         graph: The body.
         sequence: What a step is taken of, once a formula has used one; its first axis counts the steps.
-        unknown: The first node that is no part of any formula here.
     """
 
     def __init__(
@@ -60,7 +52,6 @@ class Body:
     ) -> None:
         self.graph = graph
         self.sequence: ir.Value | None = None
-        self.unknown: ir.Node | None = None
         self._step = Source(None)
         self._counters = counters
         self._known: dict[ir.Value, Formula | None] = {
@@ -71,14 +62,12 @@ class Body:
         """The formula of a value; None where it is something else."""
         if value is None:
             return None
-        value = without_copies(value)
+        value = origin(value, "Identity")
         if value not in self._known:
             self._known[value] = None  # of what is not reached again: a graph has no cycles
             node = value.producer()
-            found = self._of(node, value) if node is not None and node.graph is self.graph else None
-            if found is None and self.unknown is None:
-                self.unknown = node
-            self._known[value] = found
+            if node is not None and node.graph is self.graph:
+                self._known[value] = self._of(node, value)
         return self._known[value]
 
     def _of(self, node: ir.Node, value: ir.Value) -> Formula | None:
@@ -106,7 +95,7 @@ class Body:
         sequence, index = node.inputs
         if sequence is None or index is None or node.attributes.get_int("axis", 0) != 0:
             return None
-        if without_copies(index) not in self._counters or sequence.graph is self.graph:
+        if origin(index, "Identity") not in self._counters or sequence.graph is self.graph:
             return None
         if self.sequence not in (None, sequence):
             return None

@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from graphopt.analyses.dims import Dim, same
 from graphopt.analyses.shapes import Inferred
-from graphopt.graph import array_of, describe
+from graphopt.graph import array_of, describe, is_used
 from graphopt.passes.fusion._formula import number
-from graphopt.passes.fusion._loop_body import Body, without_copies
+from graphopt.passes.fusion._loop_body import Body
 from graphopt.passes.fusion._recurrent_cells import Activation, Cell, Formula, cell_of
-from graphopt.rewrite import Context, Rule, input_at, is_op
+from graphopt.rewrite import Context, Rule, input_at, is_op, origin
 
 __all__ = ["RecurrentLoop"]
 
@@ -54,7 +54,7 @@ class RecurrentLoop(Rule[_Match]):
         if carried < 1 or len(body.inputs) != carried + 2 or len(body.outputs) != len(node.outputs) + 1:
             return None
         if (
-            not any(map(_used, node.outputs))
+            not any(map(is_used, node.outputs))
             or len(node.outputs) < carried
             or any(value is None for value in node.inputs[2:])
         ):
@@ -68,7 +68,7 @@ class RecurrentLoop(Rule[_Match]):
         results = {i: read.formula(body.outputs[i + 1]) for i in states.values()}
         known: dict[int, Formula] = {i: result for i, result in results.items() if result is not None}
         cell = cell_of(known) if len(known) == len(states) else None
-        if cell is None or read.sequence is None or any(_used(node.outputs[i]) for i in counting):
+        if cell is None or read.sequence is None or any(is_used(node.outputs[i]) for i in counting):
             return None
         return _Match(node, body, read.sequence, cell, counters)
 
@@ -76,11 +76,12 @@ class RecurrentLoop(Rule[_Match]):
         """Refuse unless each step of the sequence is run once, from states of the right shape."""
         if context.opset < _MIN_OPSET:
             return f"opset {context.opset} has axes as attributes; convert to {_MIN_OPSET} or later"
-        node, dims = match.node, context.infer(match.sequence).dims
+        node, known = match.node, context.infer(match.sequence)
+        dims = known.dims
         hidden = match.cell.recurrence.shape[1]
         if dims is None or len(dims) != 3 or dims[2] != match.cell.weights.shape[1]:
             return f"'{match.sequence.name}' is not known to be [steps, batch, {match.cell.weights.shape[1]}]"
-        if context.infer(match.sequence).dtype != ir.DataType.FLOAT:
+        if known.dtype != ir.DataType.FLOAT:
             return f"'{match.sequence.name}' is not float32, and other types have no kernel in onnxruntime"
         for state in match.cell.states:
             initial = node.inputs[state + 2]
@@ -88,9 +89,9 @@ class RecurrentLoop(Rule[_Match]):
             shape = context.infer(initial).dims
             if shape is None or len(shape) != 2 or not same(shape[0], dims[1]) or shape[1] != hidden:
                 return f"the initial state '{initial.name}' is not known to be [batch, {hidden}]"
-        result = without_copies(match.body.outputs[match.cell.states[0] + 1])
+        result = origin(match.body.outputs[match.cell.states[0] + 1], "Identity")
         for value in match.body.outputs[len(node.inputs) - 1 :]:
-            if without_copies(value) is not result:
+            if origin(value, "Identity") is not result:
                 return f"{describe(node)} stacks '{value.name}', which is not the hidden state"
         if not _is_count(input_at(node, 0), dims[0], context):
             return f"the trip count of {describe(node)} is not known to be the length of its sequence"
@@ -104,26 +105,26 @@ class RecurrentLoop(Rule[_Match]):
     def rewrite(self, match: _Match, context: Context) -> None:
         """One recurrent node; its outputs lose the axis of directions."""
         node, cell = match.node, match.cell
-        known, batch = context.infer(match.sequence), context.infer(match.sequence).dims
-        assert batch is not None
+        known = context.infer(match.sequence)
+        assert known.dims is not None
+        steps, batch, _ = known.dims
         hidden = cell.recurrence.shape[1]
-        outputs = _operator(match, context, known)
-        zero, one = (context.constant("axes", np.array([axis], np.int64)) for axis in (0, 1))
-        last = Inferred(known.dtype, (batch[1], hidden))
+        first, second = (context.constant("axes", np.array([axis], np.int64)) for axis in (0, 1))
+        every, *last = _operator(match, context, known, first)
 
-        def squeezed(value: ir.Value, axis: ir.Value, shape: Inferred) -> ir.Value:
+        def squeezed(value: ir.Value, axis: ir.Value, *dims: Dim) -> ir.Value:
+            shape = Inferred(known.dtype, dims)
             return context.add("Squeeze", [value, axis], before=node, like=value, known=shape)
 
-        for state, value in zip(cell.states, outputs[1:], strict=True):
-            if _used(node.outputs[state]):
-                context.redirect(node.outputs[state], squeezed(value, zero, last), like=node)
+        for state, value in zip(cell.states, last, strict=True):
+            if is_used(node.outputs[state]):
+                context.redirect(node.outputs[state], squeezed(value, first, batch, hidden), like=node)
         for stacked in node.outputs[len(node.inputs) - 2 :]:
-            if _used(stacked):
-                every = Inferred(known.dtype, (batch[0], batch[1], hidden))
-                context.redirect(stacked, squeezed(outputs[0], one, every), like=node)
+            if is_used(stacked):
+                context.redirect(stacked, squeezed(every, second, steps, batch, hidden), like=node)
 
 
-def _operator(match: _Match, context: Context, known: Inferred) -> list[ir.Value]:
+def _operator(match: _Match, context: Context, known: Inferred, axis: ir.Value) -> list[ir.Value]:
     """The recurrent node: its outputs Y, Y_h and, of an LSTM, Y_c."""
     node, cell, dims = match.node, match.cell, known.dims
     assert dims is not None
@@ -141,11 +142,10 @@ def _operator(match: _Match, context: Context, known: Inferred) -> list[ir.Value
         constant("recurrence", cell.recurrence),
         bias,
     ]
-    axis = context.constant("axes", np.array([0], np.int64))
     state = Inferred(known.dtype, (1, dims[1], hidden))
     initial = []
-    for number_ in cell.states:
-        value = node.inputs[number_ + 2]
+    for index in cell.states:
+        value = node.inputs[index + 2]
         assert value is not None
         initial.append(context.add("Unsqueeze", [value, axis], before=node, like=value, known=state))
     main = node.outputs[-1]
@@ -183,7 +183,7 @@ def _attributes(cell: Cell, hidden: int) -> list[ir.Attr]:
 
 def _counts(node: ir.Node, body: ir.Graph, index: int) -> bool:
     """Whether a carried value is 0, 1, 2 ..., as the Loop's own counter."""
-    step = without_copies(body.outputs[index + 1]).producer()
+    step = origin(body.outputs[index + 1], "Identity").producer()
     start = array_of(node.inputs[index + 2])
     if step is None or not is_op(step, "Add") or start is None or start.ndim or start.item() != 0:
         return False
@@ -194,23 +194,11 @@ def _counts(node: ir.Node, body: ir.Graph, index: int) -> bool:
     )
 
 
-def _used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
-def _without_casts(value: ir.Value) -> ir.Value:
-    while (node := value.producer()) is not None and is_op(node, "Cast", "Identity"):
-        if node.inputs[0] is None:
-            break
-        value = node.inputs[0]
-    return value
-
-
 def _is_count(value: ir.Value | None, steps: Dim, context: Context) -> bool:
     """Whether a scalar is the number of steps."""
     if value is None:
         return False
-    root = _without_casts(value)
+    root = origin(value, "Cast", "Identity")
     constant = array_of(root)
     if constant is not None:
         return constant.size == 1 and isinstance(steps, int) and constant.item() == steps
@@ -222,7 +210,7 @@ def _holds(value: ir.Value, steps: Dim, counters: frozenset[ir.Value], bound: in
     """Whether a condition is true for sure: constant, or that ``counter + n`` with n <= bound is less than
     the number of steps (without counters: that n is), or several of these at once.
     """
-    value = without_copies(value)
+    value = origin(value, "Identity")
     constant = array_of(value)
     if constant is not None:
         return bool(np.all(constant))
@@ -233,7 +221,7 @@ def _holds(value: ir.Value, steps: Dim, counters: frozenset[ir.Value], bound: in
         return all(v is not None and _holds(v, steps, counters, bound, context) for v in node.inputs)
     if not is_op(node, "Less") or node.inputs[0] is None:
         return False
-    offset = _offset(_without_casts(node.inputs[0]), counters)
+    offset = _offset(origin(node.inputs[0], "Cast", "Identity"), counters)
     return offset is not None and offset <= bound and _is_count(node.inputs[1], steps, context)
 
 
@@ -248,6 +236,6 @@ def _offset(value: ir.Value, counters: frozenset[ir.Value]) -> float | None:
     if node is None or not is_op(node, "Add"):
         return None
     for one, other in (node.inputs, node.inputs[::-1]):
-        if one is not None and without_copies(one) in counters:
+        if one is not None and origin(one, "Identity") in counters:
             return number(other)
     return None

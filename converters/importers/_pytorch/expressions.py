@@ -113,27 +113,25 @@ def _is_call(node: ast.Call, exponent: int, depth: int) -> bool:
 
 def _is_symbol(node: ast.Call) -> bool:
     """``Symbol('s77', positive=True, integer=True)``."""
-    return (
-        len(node.args) == 1
-        and isinstance(node.args[0], ast.Constant)
-        and isinstance(node.args[0].value, str)
-        and _SYMBOL.fullmatch(node.args[0].value) is not None
-        and all(
-            k.arg in _ASSUMPTIONS and isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
-            for k in node.keywords
-        )
+    return _takes_text(node, _SYMBOL) and all(
+        k.arg in _ASSUMPTIONS and isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
+        for k in node.keywords
     )
 
 
 def _is_float(node: ast.Call) -> bool:
     """``Float('1.5', precision=53)``."""
-    return (
-        len(node.args) == 1
-        and isinstance(node.args[0], ast.Constant)
-        and isinstance(node.args[0].value, str)
-        and _FLOAT.fullmatch(node.args[0].value) is not None
-        and all(k.arg == "precision" and 0 < (_number(k.value) or 0) <= 1024 for k in node.keywords)
+    return _takes_text(node, _FLOAT) and all(
+        k.arg == "precision" and 0 < (_number(k.value) or 0) <= 1024 for k in node.keywords
     )
+
+
+def _takes_text(node: ast.Call, pattern: re.Pattern[str]) -> bool:
+    """Whether the one argument by place is a literal text of this form."""
+    if len(node.args) != 1 or not isinstance(node.args[0], ast.Constant):
+        return False
+    text = node.args[0].value
+    return isinstance(text, str) and pattern.fullmatch(text) is not None
 
 
 def _raised(node: ast.Call, exponent: int) -> int:

@@ -14,7 +14,7 @@ from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.importing import import_source
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
-pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks' own
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,10 @@ def test_operators_in_hdf5(keras, tmp_path):
     assert [value.name for value in model.graph.outputs] == ["last"]
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
 def test_keras_2(tmp_path):
-    tf_keras = pytest.importorskip("tf_keras")
+    import tf_keras
+
     layers = tf_keras.layers
     network = tf_keras.Sequential(
         [

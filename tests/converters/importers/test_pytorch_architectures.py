@@ -74,7 +74,8 @@ def test_import_keeps_the_axes(name, takes, gives):
     assert not report.notes
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of its older formats
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # TorchScript itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["deit", "keyword_net"])
 def test_torchscript(tmp_path, name):
     """Attention whose rank the exporter forgets, and sound that is longer than what is drawn at first."""
@@ -89,7 +90,7 @@ def test_torchscript(tmp_path, name):
     assert not exported.notes
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of its older formats
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # TorchScript itself
 def test_torchscript_that_returns_a_dictionary(tmp_path):
     class Heads(torch.nn.Module):
         def __init__(self) -> None:
