@@ -19,6 +19,8 @@ __all__ = ["RecurrentLoop"]
 
 #: Axes of Squeeze and Unsqueeze are inputs since then.
 _MIN_OPSET: Final = 13
+#: Types that hold every number of steps there may be; in others a count may wrap or be rounded.
+_COUNTING: Final = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _DEFAULTS: Final = {
     "RNN": (Activation("Tanh"),),
     "GRU": (Activation("Sigmoid"), Activation("Tanh")),
@@ -194,11 +196,23 @@ def _counts(node: ir.Node, body: ir.Graph, index: int) -> bool:
     )
 
 
+def _counted(value: ir.Value) -> ir.Value:
+    """The number behind casts that keep it."""
+    while True:
+        value = origin(value, "Identity")
+        node = value.producer()
+        if node is None or not is_op(node, "Cast") or node.inputs[0] is None:
+            return value
+        if node.attributes.get_int("to", 0) not in _COUNTING:
+            return value
+        value = node.inputs[0]
+
+
 def _is_count(value: ir.Value | None, steps: Dim, context: Context) -> bool:
     """Whether a scalar is the number of steps."""
     if value is None:
         return False
-    root = origin(value, "Cast", "Identity")
+    root = _counted(value)
     constant = array_of(root)
     if constant is not None:
         return constant.size == 1 and isinstance(steps, int) and constant.item() == steps
@@ -221,7 +235,7 @@ def _holds(value: ir.Value, steps: Dim, counters: frozenset[ir.Value], bound: in
         return all(v is not None and _holds(v, steps, counters, bound, context) for v in node.inputs)
     if not is_op(node, "Less") or node.inputs[0] is None:
         return False
-    offset = _offset(origin(node.inputs[0], "Cast", "Identity"), counters)
+    offset = _offset(_counted(node.inputs[0]), counters)
     return offset is not None and offset <= bound and _is_count(node.inputs[1], steps, context)
 
 

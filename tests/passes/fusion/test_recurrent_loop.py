@@ -144,6 +144,12 @@ MASKED = RNN.replace("h1 = Tanh(s)", """n = Tanh(s) on = Gather <axis = 0> (mask
             "until the sequence ends",
         ),
         (loop(RNN).replace("begins = Less(none, limit)", "begins = Less(unit, limit)"), "hold at first"),
+        (
+            loop(RNN).replace(
+                "limit = Cast <to = 1> (steps)", "i8 = Cast <to = 3> (steps) limit = Cast <to = 1> (i8)"
+            ),
+            "hold at first",
+        ),
         (loop(RNN).replace("y = Identity(h1)", "y = Neg(h1)"), "is not the hidden state"),
         (loop(RNN).replace("float[batch, 4] h0", "float[1, 4] h0"), "not known to be [batch, 4]"),
     ],
